@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['IGNORE', 'SAMPLE_CATEGORIES', 'write_atomic', 'Scene', 'draw_scene', 'make_sample', 'find_coco']
 
-# %% ../nbs/lib/10_sample.ipynb #e2330063
-import functools, hashlib, io, itertools, json, mmap, os, re, shutil, struct, time, urllib.error, urllib.request, zipfile
+# %% ../nbs/lib/10_sample.ipynb #6f41060e
+import functools, hashlib, io, json, mmap, os, re, shutil, struct, time, urllib.error, urllib.request, zipfile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -432,7 +432,7 @@ def _add_broken(coco, path):
         coco['images'].append(_entry(dict(photo, file_name=name, id=900001 + k, broken=what), change))
         coco['annotations'].append(dict(healthy, id=90001000 + k, image_id=900001 + k))
 
-# %% ../nbs/lib/10_sample.ipynb #92aa85ed
+# %% ../nbs/lib/10_sample.ipynb #57bbb3a3
 _OTHER_TASKS = ('panoptic_', 'captions_', 'person_keypoints_', 'stuff_', 'image_info_')
 
 def _photo_names(annotations, most=20):
@@ -440,8 +440,10 @@ def _photo_names(annotations, most=20):
     if not annotations.stat().st_size: return None
     with open(annotations, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as text:
         if not all(re.search(rb'"%s"\s*:\s*\[' % key, text) for key in (b'images', b'annotations')): return None
-        hits = re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\\n]|\\.){1,1000}")', text)
-        names = [json.loads(m[1]) for m in itertools.islice(hits, most)]
+        name, names, at = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\\n]|\\.){1,1000}")'), [], 0
+        while len(names) < most and (m := name.search(text, at)):
+            names.append(json.loads(m[1]))
+            at = m.end()
     return [n for n in names if not PurePosixPath(n).is_absolute() and '..' not in PurePosixPath(n).parts]
 
 def _photo_folder(annotations, names, root):
