@@ -15,6 +15,7 @@ from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
 NUMBER = re.compile(r'^\d+_')
+NOTEBOOK_LINK = re.compile(r'(\]\((?:\.\./|[\w-]+/)*)\d+_([\w-]+\.ipynb)')
 SIGNATURE_LINK = re.compile(r'\[([^\]]*)\]\([^)]*\)')
 
 def page_name(path): return path.with_name(NUMBER.sub('', path.name))
@@ -36,7 +37,8 @@ def mend_notebook(path, depth, base):
     for cell in nb['cells']:
         source = ''.join(cell['source'])
         if cell['cell_type'] == 'raw' or source.startswith('---'): source = re.sub(r'^output-file:.*\n', '', source, flags=re.M)
-        cell['source'] = source.replace(base + '/', up) if cell['cell_type'] == 'markdown' else source
+        if cell['cell_type'] == 'markdown': source = NOTEBOOK_LINK.sub(r'\1\2', source.replace(base + '/', up))
+        cell['source'] = source
         for out in cell.get('outputs', []):
             data = out.get('data', {})
             if 'text/markdown' in data:
