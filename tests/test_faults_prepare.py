@@ -1,0 +1,280 @@
+"""Faults under `prepare`: killed, out of disk, read-only, robbed of a photo or a worker, two at once, on a cluster. Nothing is lost or half-written."""
+import errno, hashlib, json, os, random, shutil, signal, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from seglab import masks
+from seglab.masks import prepare
+from seglab.sample import find_coco, make_annotations, make_sample
+
+LONG = bool(os.environ.get('SEGLAB_LONG'))
+KILLS = 6 if LONG else 1  # for each signal and number of workers
+N = 120
+posix = pytest.mark.skipif(os.name != 'posix', reason='signals and mounts of POSIX')
+
+
+def digest(out):
+    "The bytes of a prepared folder: every file's checksum; of prepare.json all but the timing."
+    found = {}
+    for p in sorted(p for p in out.rglob('*') if p.is_file()):
+        data = p.read_bytes()
+        if p.name == 'prepare.json': data = json.dumps({k: v for k, v in json.loads(data).items() if k != 'seconds'}).encode()
+        found[p.relative_to(out).as_posix()] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+@pytest.fixture(scope='module')
+def coco(tmp_path_factory):
+    "Annotations and photos, some of them broken."
+    return find_coco(make_sample(tmp_path_factory.mktemp('coco'), n=N, size_hw=(72, 96), broken=True))[0]
+
+
+@pytest.fixture(scope='module')
+def wanted(coco, tmp_path_factory):
+    "The undisturbed folder's bytes."
+    out = tmp_path_factory.mktemp('wanted')/'out'
+    prepare(*coco, out, size=64, workers=1)
+    return digest(out)
+
+
+RUN = '''
+import json, os, signal, sys
+from seglab.masks import prepare
+args, kw = json.loads(sys.argv[1])
+print('go', flush=True)
+try: prepare(*args, **kw)
+except (OSError, RuntimeError, ValueError) as e: sys.exit(f'{type(e).__name__}: {e}')
+'''
+
+
+def start(coco, out, **kw):
+    "`prepare` in a process (and a process group) of its own."
+    args = json.dumps([[*map(str, coco), str(out)], dict(size=64) | kw])
+    p = subprocess.Popen([sys.executable, '-c', RUN, args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert p.stdout.readline() == 'go\n'
+    return p
+
+
+def until(condition, p=None, seconds=60):
+    "Wait for something; False if the process ended before."
+    end = time.monotonic() + seconds
+    while not condition():
+        if p is not None and p.poll() is not None: return False
+        assert time.monotonic() < end, 'waited too long'
+        time.sleep(.002)
+    return True
+
+
+def n_masks(out):
+    try: return len(os.listdir(out/'masks'))
+    except FileNotFoundError: return 0
+
+
+def group_is_gone(p):
+    "Has every process of the group ended?"
+    try: os.killpg(p.pid, 0)
+    except ProcessLookupError: return True
+    return False
+
+
+# --- kills
+
+@posix
+@pytest.mark.parametrize('workers', [1, 2, 4])
+@pytest.mark.parametrize('sig', [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize('seed', range(KILLS))
+def test_killed_and_resumed(coco, wanted, tmp_path, workers, sig, seed):
+    out, rng = tmp_path/'out', random.Random(f'{workers} {sig} {seed}')
+    for _ in range(2):  # killed twice, at moments of its own
+        p, goal = start(coco, out, workers=workers), n_masks(out) + rng.randint(0, N//2)
+        hit = until(lambda: n_masks(out) >= goal, p)
+        p.send_signal(sig)
+        p.communicate(timeout=60)
+        until(lambda: group_is_gone(p), seconds=20)  # no worker goes on alone
+        if not hit: break
+    prepare(*coco, out, size=64, workers=workers)
+    assert digest(out) == wanted
+
+
+@posix
+def test_killed_while_packing(coco, tmp_path):
+    out, kw = tmp_path/'out', dict(size=64, pack=True)
+    prepare(*coco, tmp_path/'wanted', workers=1, **kw)
+    for pause in (0, .05, .1):
+        p = start(coco, out, workers=2, **kw)
+        until(lambda: (out/'.journal').exists() and (out/'.journal').stat().st_size > 0 or (out/'images.npy').exists(), p)
+        time.sleep(pause)
+        p.kill()
+        p.communicate(timeout=60)
+        until(lambda: group_is_gone(p), seconds=20)
+    prepare(*coco, out, workers=2, **kw)
+    assert digest(out) == digest(tmp_path/'wanted')
+
+
+@posix
+def test_a_worker_killed_by_the_system(coco, wanted, tmp_path):
+    out = tmp_path/'out'
+    p = start(coco, out, workers=2)
+    assert until(lambda: n_masks(out) > 5, p)
+    children = [int(c) for t in Path(f'/proc/{p.pid}/task').iterdir() for c in (t/'children').read_text().split()] if Path('/proc').exists() else []
+    if not children: pytest.skip('this system does not tell the children of a process')
+    os.kill(children[-1], signal.SIGKILL)
+    err = p.communicate(timeout=60)[1]
+    assert p.returncode == 1 and 'A worker process was stopped from outside' in err and err.count('\n') == 1
+    prepare(*coco, out, size=64, workers=2)
+    assert digest(out) == wanted
+
+
+# --- the disk
+
+@posix
+def test_a_full_disk_keeps_what_is_done(coco, wanted, tmp_path):
+    small = tmp_path/'small'
+    small.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=400k', 'tmpfs', small], capture_output=True).returncode: pytest.skip('may not mount a small disk')
+    try:
+        for workers in (1, 2):
+            out = small/f'out{workers}'
+            p = start(coco, out, workers=workers)
+            err = p.communicate(timeout=60)[1]
+            assert p.returncode == 1 and 'The disk is full' in err and err.count('\n') == 1, err
+            assert n_masks(out) > 5 and not list(out.rglob('.tmp-*'))
+            subprocess.run(['mount', '-o', 'remount,size=40m', small], check=True)
+            prepare(*coco, out, size=64, workers=workers)
+            assert digest(out) == wanted
+            shutil.rmtree(out)
+            subprocess.run(['mount', '-o', 'remount,size=400k', small], check=True)
+    finally: subprocess.run(['umount', '-l', small], check=True)
+
+
+@pytest.mark.parametrize('fatal', [3, 40, 90])
+def test_a_write_that_fails(coco, wanted, tmp_path, monkeypatch, fatal):
+    out, writes, write = tmp_path/'out', [0], masks.write_atomic
+
+    def failing(path, data):
+        writes[0] += 1
+        if writes[0] >= fatal: raise OSError(errno.ENOSPC, 'No space left on device')
+        write(path, data)
+    monkeypatch.setattr(masks, 'write_atomic', failing)
+    with pytest.raises(OSError, match='The disk is full: .* run the same command again'): prepare(*coco, out, size=64, workers=1)
+    monkeypatch.undo()
+    prepare(*coco, out, size=64, workers=1)
+    assert digest(out) == wanted
+
+
+@posix
+def test_a_read_only_folder(coco, tmp_path):
+    small = tmp_path/'small'
+    small.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m,ro', 'tmpfs', small], capture_output=True).returncode:
+        small.chmod(0o555)
+        if os.access(small, os.W_OK): pytest.skip('may neither mount nor be kept from writing')
+    try:
+        with pytest.raises(OSError, match='Read-only|Permission'): prepare(*coco, small/'out', size=64, workers=1)
+        assert not list(small.iterdir())
+    finally: subprocess.run(['umount', '-l', small], capture_output=True)
+
+
+# --- things that change underneath
+
+class Thief(ThreadPoolExecutor):
+    "An executor that steals a photo after a few tasks."
+    def __init__(self, photo): super().__init__(1); self.photo, self.n = photo, 0
+    def submit(self, *args, **kw):
+        self.n += 1
+        if self.n == 3: self.photo.unlink()
+        return super().submit(*args, **kw)
+
+
+def test_a_photo_deleted_under_the_reader(coco, tmp_path):
+    photos = shutil.copytree(coco[1], tmp_path/'photos', symlinks=True)
+    names = [i['file_name'] for i in json.loads(coco[0].read_text())['images'] if 'broken' not in i]
+    lost = names[N - 2]
+    with Thief(photos/lost) as executor: done = prepare(coco[0], photos, tmp_path/'out', size=64, executor=executor)
+    row = done.audit[(done.audit.action == 'failed') & done.audit.detail.str.startswith(lost)]
+    assert list(row.code) == ['image_missing'] and not (tmp_path/'out'/'masks'/f'{Path(lost).stem}.png').exists()
+    assert len(done.index) == done.counts['images']['written']
+
+
+def test_two_on_the_same_folder(coco, wanted, tmp_path):
+    out = tmp_path/'out'
+    p = start(coco, out, workers=1)
+    assert until(lambda: n_masks(out) > 0, p)
+    with pytest.raises((RuntimeError, ValueError), match='Another process is preparing'): prepare(*coco, out, size=64, workers=1)
+    assert p.wait(timeout=60) == 0
+    assert digest(out) == wanted
+
+
+def test_a_clock_that_jumps(coco, wanted, tmp_path, monkeypatch):
+    ticks = iter(range(10**6, 0, -3600))
+    for clock in ('time', 'perf_counter', 'monotonic'): monkeypatch.setattr(masks.time, clock, lambda: float(next(ticks, -1e9)))
+    prepare(*coco, tmp_path/'out', size=64, workers=1)
+    monkeypatch.undo()
+    assert digest(tmp_path/'out') == wanted
+
+
+# --- other executors
+
+def test_threads_give_the_same_bytes(coco, wanted, tmp_path):
+    with ThreadPoolExecutor(3) as executor: prepare(*coco, tmp_path/'out', size=64, executor=executor)
+    assert digest(tmp_path/'out') == wanted
+
+
+@pytest.fixture(scope='module')
+def cluster():
+    distributed = pytest.importorskip('distributed')
+    import dask
+    dask.config.set({'distributed.comm.timeouts.connect': '60s', 'distributed.scheduler.allowed-failures': 10})
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        with distributed.Client(cluster) as client: yield client
+
+
+def test_a_dask_cluster_gives_the_same_bytes(coco, wanted, tmp_path, cluster):
+    prepare(*coco, tmp_path/'out', size=64, executor=cluster.get_executor())
+    assert digest(tmp_path/'out') == wanted
+
+
+@posix
+def test_a_dask_worker_killed_half_way(coco, wanted, tmp_path, cluster):
+    out, pids = tmp_path/'out', sorted(cluster.run(os.getpid).values())
+
+    def kill():
+        until(lambda: n_masks(out) > 10)
+        os.kill(pids[0], signal.SIGKILL)
+    thread = threading.Thread(target=kill)
+    thread.start()
+    prepare(*coco, out, size=64, executor=cluster.get_executor())
+    thread.join()
+    assert digest(out) == wanted
+
+
+# --- memory
+
+MEASURE = '''
+import json, resource, sys
+from seglab.masks import prepare
+args, kw = json.loads(sys.argv[1])
+done = prepare(*args, **kw)
+print(json.dumps(dict(mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, **done.counts['annotations'])))
+'''
+
+
+@posix
+def test_memory_grows_with_the_annotations_only(tmp_path):
+    "Twice the images and annotations: the peak grows by no more than the annotation file does."
+    sizes, peaks = [], []
+    for n in (50_000, 100_000) if LONG else (1000, 2000):
+        d = tmp_path/str(n)
+        file = make_annotations(d/'big.json', n, 8*n, size_hw=(48, 64), photos=d/'photos')
+        out = subprocess.run([sys.executable, '-c', MEASURE, json.dumps([[str(file), str(d/'photos'), str(d/'out')], dict(size=16, pack=True, workers=1)])],
+                             capture_output=True, text=True, check=True, timeout=3600).stdout
+        result = json.loads(out.splitlines()[-1])
+        assert result['used'] + result['repaired'] + result['dropped'] == result['total'] == 8*n
+        sizes.append(file.stat().st_size/2**20)
+        peaks.append(result['mb'])
+        shutil.rmtree(d)
+    print(f'annotation files of {sizes[0]:.0f} and {sizes[1]:.0f} MB: peaks of {peaks[0]:.0f} and {peaks[1]:.0f} MB')
+    assert peaks[1] - peaks[0] < 1.5*(sizes[1] - sizes[0]) + 30
+    assert peaks[1] < 250 + 2.5*sizes[1]
