@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 EXPORTED = re.compile(r'^\s*#\s*\|\s*exports?\s*$', re.M)
 HIDDEN = re.compile(r'^\s*#\s*\|\s*hide\s*$', re.M)
+FENCE = re.compile(r'^```[^\n]*\n(.*?)^```', re.M | re.S)
 CHECK = re.compile(r'\b(test_\w+\(|assert\b|expect_fail\()')
 
 def comment_lines(source):
@@ -22,6 +23,10 @@ def parameters(fn):
     return [(p.arg, p.end_lineno) for p in named if p.arg not in ('self', 'cls')]
 
 def is_patch(fn): return any('patch' in ast.unparse(d) for d in fn.decorator_list)
+
+def patched_class(fn):
+    "The class that a `@patch`ed function becomes a method of."
+    return ast.unparse(fn.args.args[0].annotation).strip("'\"").split('|')[0].strip()
 
 def returns_line(fn):
     "The line on which the signature ends; a docment of the return stands there."
@@ -52,9 +57,12 @@ def gaps_of_cell(source):
         if not doc: gaps.append(f'{name}: no docstring')
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and public(node.name):
-            symbols.append(node.name)
-            documented(node, node.name)
-            gaps += gaps_of_function(node, lines, node.name, source)
+            owner = patched_class(node) if is_patch(node) else ''
+            if owner.startswith('_'): continue
+            name = f'{owner}.{node.name}' if owner else node.name
+            symbols.append(name)
+            documented(node, name)
+            gaps += gaps_of_function(node, lines, name, source)
         elif isinstance(node, ast.ClassDef) and public(node.name):
             symbols.append(node.name)
             documented(node, node.name)
@@ -68,10 +76,13 @@ def gaps_of_cell(source):
 
 def main(paths):
     paths = [Path(p) for p in paths] or sorted((ROOT/'nbs').rglob('[0-9]*.ipynb'))
-    symbols, gaps, shown, tested = {}, [], {}, ''
+    symbols, gaps, shown = {}, [], {}
+    tested = '\n'.join(p.read_text(encoding='utf-8') for p in sorted((ROOT/'tests').glob('test_*.py')))
     for path in paths:
-        cells = [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
-        shown[path.name] = '\n'.join(c for c in cells if not EXPORTED.search(c) and not HIDDEN.search(c))
+        book = json.loads(path.read_text(encoding='utf-8'))['cells']
+        cells = [''.join(c['source']) for c in book if c['cell_type'] == 'code']
+        fenced = [block for c in book if c['cell_type'] == 'markdown' for block in FENCE.findall(''.join(c['source']))]
+        shown[path.name] = '\n'.join([c for c in cells if not EXPORTED.search(c) and not HIDDEN.search(c)] + fenced)
         tested += '\n'.join(c for c in cells if not EXPORTED.search(c) and CHECK.search(c)) + '\n'
         for cell in cells:
             if not EXPORTED.search(cell): continue
@@ -80,7 +91,7 @@ def main(paths):
             symbols.update({n: path.name for n in names})
             gaps += [f'{path.name}: {g}' for g in found]
     for name, book in symbols.items():
-        word = re.compile(rf'\b{re.escape(name)}\b')
+        word = re.compile(rf'\b{re.escape(name.rpartition(".")[2])}\b')
         if not word.search(shown[book]): gaps.append(f'{book}: {name}: no example in view')
         if not word.search(tested): gaps.append(f'{book}: {name}: no test')
     for gap in gaps: print(gap)
