@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
             return known.get(option.replace('-', '_'), option) + eq + value if arg.startswith('--') else arg
         return super().parse_args([canonical(a) for a in (sys.argv[1:] if args is None else args)], namespace)
 
-# %% ../nbs/lib/15_cli.ipynb #12b682a7
+# %% ../nbs/lib/15_cli.ipynb #9e1cacfd
 def _add(parser, name, par):
     "Add one parameter of a function to its parser, as `docments` describes it"
     text = (par.docment or '').replace('%', '%%')
@@ -33,7 +33,7 @@ def _add(parser, name, par):
         return parser.add_argument(name, nargs='+' if par.anno is list else None, metavar=name.upper(), help=text)
     if par.anno is bool:
         parser.add_argument(f'--{name}', action='store_true', default=par.default, help=argparse.SUPPRESS if par.default else text)
-        text = text if par.default else argparse.SUPPRESS
+        text = f'switch off: {text}' if par.default else argparse.SUPPRESS
         return parser.add_argument(f'--no_{name}', action='store_false', default=par.default, dest=name, help=text)
     default = f'{par.default:g}' if isinstance(par.default, float) else par.default
     parser.add_argument(f'--{name}', type=par.anno, default=par.default, metavar={int: 'N', float: 'X'}.get(par.anno, name.upper()),
@@ -177,7 +177,7 @@ def seglab_prepare(
                    values=values, keep=keep and [_value(k) for k in _listed(keep)], n_images=n_images, split=_split(split),
                    workers=workers, pack=pack)
 
-# %% ../nbs/lib/15_cli.ipynb #f42d07ec
+# %% ../nbs/lib/15_cli.ipynb #2b965458
 def _label_choice(text):
     "A preset, or names with commas"
     return _listed(text) if isinstance(text, str) and ',' in text else text
@@ -205,7 +205,7 @@ def seglab_train(
     seed:int=0, # order, augmentation, dropout
     workers:int=None, # processes that load photos
     report_to:str='none', # wandb, tensorboard, mlflow, trackio; several with commas
-    resume:bool=True, # start again, instead of going on with a run that is there?
+    resume:bool=True, # go on with a run that is there, rather than start again?
     set:str=None, # more of transformers' TrainingArguments, as bf16=true,warmup_steps=100
 ):
     "Train a model on a prepared folder; keep the best weights and write everything down."
@@ -222,7 +222,7 @@ def seglab_train(
                workers=workers, class_weights=class_weights, keep_best=keep_best, patience=patience, resume=resume,
                report_to=_listed(report_to), **more)
 
-# %% ../nbs/lib/15_cli.ipynb #f610f6df
+# %% ../nbs/lib/15_cli.ipynb #d8059143
 @command('seglab_compare data/processed report runs/unet runs/segformer')
 def seglab_compare(
     data:str, # prepared folder
@@ -234,21 +234,21 @@ def seglab_compare(
     batch_size:int=8, # photos in a step
     workers:int=0, # processes that load photos
     device:str=None, # cuda, cpu, ...; the best there is
-    measure:bool=True, # don't measure latency, throughput and memory?
+    measure:bool=True, # measure latency, throughput and memory too?
 ):
     "Score runs on the same masks by one formula; say which is better where that can be said."
     from seglab.compare import compare
     return compare(run, data, out, split=split, n_images=n_images, n_photos=n_photos, batch_size=batch_size,
                    workers=workers, device=device, measure=measure)
 
-# %% ../nbs/lib/15_cli.ipynb #15f40a27
+# %% ../nbs/lib/15_cli.ipynb #243c9f55
 @command("seglab_predict runs/unet predictions holiday/ 'more/*.jpg' --coco_json")
 def seglab_predict(
     run:str, # run folder, saved model, or a name on the Hub
     out:str, # folder to write: masks/, overlays/, index.csv, classes.json
     image:list, # photos, folders of photos, patterns
     values:str=None, # what masks hold: category_id or class_index [category_id where each class is one category]
-    overlay:bool=True, # no photos with their mask laid over?
+    overlay:bool=True, # also write each photo with its mask laid over it?
     coco_json:bool=False, # also write annotations.json, in COCO's form with RLE?
 ):
     "Masks for photos, each at its own size; photos that cannot be read are named at the end."
@@ -309,7 +309,7 @@ def _table(comparison, runs):
     lines = ['  '.join(f'{c:<{w}}' for c, w in zip(r, widths)).rstrip() for r in rows]
     return '\n'.join([lines[0], '-'*len(lines[0]), *lines[1:]])
 
-# %% ../nbs/lib/15_cli.ipynb #a2051547
+# %% ../nbs/lib/15_cli.ipynb #0b2b6cd3
 def _demo_photos(out, coco, n_images):
     "(annotation files, photo folders): a COCO folder's, or freshly drawn ones"
     from seglab.sample import find_coco, make_sample
@@ -325,10 +325,11 @@ def _demo_train(name, data, out, labels, epochs, lr, batch_size, weights, seed):
     from seglab.model import build_model
     from seglab.train import fit
     train, val = load_data(data, labels=labels, seed=seed)
-    kwargs = dict(encoder='resnet18') if name == 'unet' else {}
-    if weights == 'auto' and name == 'unet': weights = 'imagenet'
+    tiny = dict(hidden_sizes=[16, 32, 64, 128], num_attention_heads=[1, 2, 4, 8], decoder_hidden_size=64, drop_path_rate=0.)
+    kwargs = dict(encoder='resnet18') if name == 'unet' else tiny if weights is None else {}
     segmenter = build_model(name, train.labels, weights=weights, size_hw=tuple(train[0]['labels'].shape), **kwargs)
-    return fit(segmenter, (train, val), epochs=epochs, lr=lr, batch_size=batch_size, out=Path(out)/'runs'/name, seed=seed)
+    return fit(segmenter, (train, val), epochs=epochs, lr=lr, batch_size=batch_size, out=Path(out)/'runs'/name, seed=seed,
+               lr_scheduler_type='linear')
 
 @command('seglab_demo demo\nseglab_demo demo-coco --coco data/raw --epochs 20')
 def seglab_demo(
@@ -336,8 +337,8 @@ def seglab_demo(
     coco:str=None, # a COCO folder (annotations/instances_*.json beside photos) instead of drawn scenes
     n_images:int=None, # how many photos [96 drawn ones, or all of --coco]
     size:str='128', # side of the training images in pixels, or HEIGHTxWIDTH
-    labels:str=None, # classes, as for seglab_train [all for drawn scenes, things for --coco]
-    epochs:float=None, # passes over the photos for each model [20 for drawn scenes, 6 for --coco]
+    labels:str='things', # classes, as for seglab_train; things is object against background
+    epochs:float=10., # passes over the photos for each model
     lr:float=1e-3, # learning rate; high, since the weights start at random
     batch_size:int=8, # photos in a step
     weights:str='none', # none (random: no network needed) or auto (pretrained, from the Hub)
@@ -348,8 +349,7 @@ def seglab_demo(
     from seglab.masks import prepare
     out, weights, stages = Path(out), _weights(weights), _Stages(5)
     print(f"{'Random' if weights is None else 'Pretrained'} weights to start from; everything goes to {out}\n")
-    n_images = n_images if n_images or coco else 96
-    labels, epochs = _label_choice(labels or ('things' if coco else 'all')), epochs or (6 if coco else 20)
+    n_images, labels = n_images if n_images or coco else 96, _label_choice(labels)
     files, folders = stages(f'photos: {coco}' if coco else f'photos: {n_images} drawn scenes', _demo_photos, out, coco, n_images)
     prepared = stages('masks: annotations checked, repaired and painted', prepare, files, folders, out/'processed',
                       size=_size(size), n_images=n_images)
