@@ -7,8 +7,8 @@ __all__ = ['LabelError', 'LabelSpace', 'explain_labels', 'label_space', 'read_ma
            'check_tfms', 'collate', 'data_loader', 'show_batch', 'check_labels', 'check_model', 'explain_error',
            'LabelReport', 'class_counts', 'check_dataset', 'class_weights', 'show_counts', 'pack', 'load_data']
 
-# %% ../nbs/01_dataset.ipynb #0dd8d180
-import hashlib, io, json, os, random, time, warnings
+# %% ../nbs/01_dataset.ipynb #00f3d662
+import hashlib, io, json, os, random, shutil, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import albumentations as A
@@ -116,7 +116,7 @@ def from_names(cls:LabelSpace,
     values = sorted(pairs)
     return cls.from_dict(dict(names=[pairs[v] for v in values], ids=[[int(v)] for v in values], ignore_ids=[int(v) for v in ignore_ids]))
 
-# %% ../nbs/01_dataset.ipynb #ae2b523e
+# %% ../nbs/01_dataset.ipynb #48590353
 @patch
 def encode(self:LabelSpace,
     mask:np.ndarray, # (H,W) uint8, mask values
@@ -131,11 +131,12 @@ def encode(self:LabelSpace,
 @patch
 def decode(self:LabelSpace,
     indices:np.ndarray, # Class indices 0...K-1 and 255, any shape
-)->np.ndarray: # uint8 of the same shape, the first mask value of each class; 255 stays
+)->np.ndarray: # uint8 of the same shape, the first mask value of each class; 255 stays, unless it names a class
     "Class indices back to mask values."
-    indices, back = np.asarray(indices), np.full(256, IGNORE, np.uint8)
-    bad = np.setdiff1d(indices, [*range(self.num_labels), IGNORE])
-    if len(bad): raise LabelError(f"{bad[:8].tolist()} are no class indices, which are 0...{self.num_labels-1} and {IGNORE}; does the array hold mask values?", 'decode')
+    void = [IGNORE] if self.table[IGNORE] == IGNORE else np.flatnonzero(self.known & (self.table == IGNORE)).tolist()
+    indices, back = np.asarray(indices), np.full(256, (void or [IGNORE])[0], np.uint8)
+    bad = np.setdiff1d(indices, [*range(self.num_labels), *([IGNORE] if void else [])])
+    if len(bad): raise LabelError(f"{bad[:8].tolist()} cannot be decoded: class indices are 0...{self.num_labels-1}{f' and {IGNORE}' if void else ''}; does the array hold mask values?", 'decode')
     for i,values in enumerate(self.ids): back[i] = values[0] if values else IGNORE
     return back[indices.astype(np.uint8)]
 
@@ -315,7 +316,7 @@ class SegDataset(Dataset):
 
     def __len__(self): return len(self.stems)
 
-# %% ../nbs/01_dataset.ipynb #7f34e4d8
+# %% ../nbs/01_dataset.ipynb #aaf9db39
 @patch
 def _start(self:SegDataset, path, stems, labels, tfms, seed):
     "What both kinds of folder have in common."
@@ -328,7 +329,7 @@ def _read_prepared(path):
     import pandas as pd
     lost = [f for f in ('index.csv', 'classes.json') if not (path/f).is_file()]
     if lost: raise FileNotFoundError(f"{path.name!r} is no prepared folder, {lost[0]} is missing; make one with prepare(annotations, images, out), or use SegDataset.from_folders.")
-    return pd.read_csv(path/'index.csv', dtype=dict(stem=str, split=str)), json.loads((path/'classes.json').read_text())['categories']
+    return pd.read_csv(path/'index.csv', dtype=dict(stem=str, split=str), keep_default_na=False), json.loads((path/'classes.json').read_text())['categories']
 
 # %% ../nbs/01_dataset.ipynb #58ae17bf
 def _listing(folder, suffix=''):
@@ -351,7 +352,15 @@ def _pair(stems, images, masks, suffix=''):
     if lost: raise FileNotFoundError(f"{len(lost)} of {len(stems)} photos lack the photo or the mask, first {lost[:3]}; both folders need the same stems.")
     return [images[s] for s in stems], [masks[s] for s in stems]
 
-# %% ../nbs/01_dataset.ipynb #6bec4f4e
+# %% ../nbs/01_dataset.ipynb #49adcd93
+def _few_ahead(pool, read, files, ahead=64):
+    "The results of `read` in order, a bounded number of them at a time."
+    waiting = []
+    for f in files:
+        waiting.append(pool.submit(read, f))
+        if len(waiting) >= ahead: yield waiting.pop(0).result()
+    for w in waiting: yield w.result()
+
 def _vouch(path, n, hw):
     "What the arrays were made from."
     return dict(rows=n, size_hw=list(hw), index=hashlib.sha256((path/'index.csv').read_bytes()).hexdigest())
@@ -443,6 +452,11 @@ def set_epoch(self:SegDataset,
 )->None: # Nothing
     "Choose the epoch; workers that are already running see it, for the number lies in shared memory."
     self._epoch[0], self._epoch[1] = epoch, self._epoch[1] + 1
+
+# %% ../nbs/01_dataset.ipynb #bd521f4c
+@patch
+def __repr__(self:SegDataset):
+    return f"SegDataset of {len(self)} photos from {self.path.name!r}{'' if self.split is None else f', split {self.split!r}'}{', packed' if self._packed else ''}: {self.labels!r}"
 
 # %% ../nbs/01_dataset.ipynb #cbf0aced
 @patch(cls_method=True)
@@ -991,7 +1005,7 @@ def show_counts(
     fig.tight_layout(); plt.close(fig)
     return fig
 
-# %% ../nbs/01_dataset.ipynb #48e16e59
+# %% ../nbs/01_dataset.ipynb #e35d6187
 def pack(
     path, # Prepared folder
     workers:int=None, # Threads that decode; None: one for each core
@@ -1001,48 +1015,64 @@ def pack(
     index, _ = _read_prepared(path)
     if _packed_fault(path, len(index)) is None: return path
     images, masks = _pair(index['stem'].tolist(), path/'images', path/'masks')
-    sizes = {Image.open(f).size[::-1] for f in masks}
-    if len(sizes) > 1: raise ValueError(f"the photos of {path.name!r} have {len(sizes)} different sizes, and an array holds one; prepare them with size=256, say.")
+    hw, n = read_mask(masks[0]).shape, len(masks)
     (path/'packed.json').unlink(missing_ok=True)  # until both arrays are there, nothing vouches for them
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for name, read, files, shape in (('images', read_image, images, (*(hw := sizes.pop()), 3)), ('masks', read_mask, masks, hw)):
-            _write_array(path/f'{name}.npy', (len(files), *shape), pool.map(read, files))
+        _write_array(path/'masks.npy', (n, *hw), read_mask, masks, pool)
+        _write_array(path/'images.npy', (n, *hw, 3), read_image, images, pool)
     (path/'packed.json').write_text(json.dumps(_vouch(path, len(index), hw)))
     return path
 
-# %% ../nbs/01_dataset.ipynb #9432064f
-def _write_array(path, shape, rows):
+# %% ../nbs/01_dataset.ipynb #4a8ff2f0
+def _write_array(path, shape, read, files, pool):
     "A .npy file row by row, under another name until it is whole."
-    part = path.with_name(f'.tmp-{path.name}')
+    part = path.with_name(f'.tmp-{path.stem}-{os.getpid()}')
+    for old in path.parent.glob(f'.tmp-{path.stem}-*'):  # left by a process that was killed
+        if time.time() - old.stat().st_mtime > 600: old.unlink(missing_ok=True)
     try:
         with open(part, 'wb') as f:
             np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=shape))
-            for r in _progress(rows, shape[0], f'pack {path.stem}'):
-                if r.shape != shape[1:]: raise ValueError(f"a file has shape {r.shape} where {shape[1:]} was wanted; prepare the folder again.")
+            for file, r in _progress(zip(files, _few_ahead(pool, read, files)), shape[0], f'pack {path.stem}'):
+                if r.shape != shape[1:]: raise ValueError(f"{Path(file).name} is {r.shape[:2]} where others are {shape[1:3]} (H, W), and an array holds one size; prepare the folder with size=256, say.")
                 f.write(np.ascontiguousarray(r))
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/01_dataset.ipynb #ca9ad366
+# %% ../nbs/01_dataset.ipynb #f9ae06aa
 def load_data(
     path, # Prepared folder
     labels='things', # What `label_space` takes
     size_hw:tuple=None, # (H, W) of the samples; None: as they were prepared
     seed:int=0, # Decides every augmentation, together with epoch and index
     tfms='default', # For training: 'default' (`train_tfms`), None, or any callable(image=, mask=)
+    packed:bool=True, # Keep packed arrays beside the files, which is faster? Not done where the disk has little room
 )->tuple: # (train, val), each a `SegDataset`
     "Training and validation data of a prepared folder."
+    if packed: _pack_if_it_fits(Path(path))
     train, val = SegDataset(path, 'train', labels, None, seed), SegDataset(path, 'val', labels, None, seed)
     if size_hw is None: size_hw = _prepared_size(train)
     train.tfms = train_tfms(size_hw) if isinstance(tfms, str) and tfms == 'default' else tfms
     val.tfms = valid_tfms(size_hw)
     return train, val
 
-# %% ../nbs/01_dataset.ipynb #e246c532
+# %% ../nbs/01_dataset.ipynb #1ca51c95
+def _mixed_sizes(path):
+    "Was the folder prepared with size=None?"
+    file = path/'prepare.json'
+    settings = json.loads(file.read_text()).get('settings', {}) if file.is_file() else {}
+    return 'size_hw' in settings and settings['size_hw'] is None
+
+def _pack_if_it_fits(path, most=8 << 30):
+    "Pack a folder whose arrays take less than `most` bytes and less than half of the free disk."
+    index, _ = _read_prepared(path)
+    if not len(index) or _mixed_sizes(path) or not (path/'masks').is_dir() or _packed_fault(path, len(index)) is None: return
+    h, w = read_mask(_listing(path/'masks')[index['stem'][0]]).shape
+    if (need := 4*h*w*len(index)) > most or 2*need > shutil.disk_usage(path).free: return
+    try: pack(path)
+    except (OSError, ValueError) as e: warnings.warn(f"{path.name!r} was not packed ({e}); its files are read, which is slower.")
+
 def _prepared_size(ds):
     "(H, W) of all photos of a prepared folder."
-    file = ds.path/'prepare.json'
-    settings = json.loads(file.read_text()).get('settings', {}) if file.is_file() else {}
-    if 'size_hw' in settings and settings['size_hw'] is None:
+    if _mixed_sizes(ds.path):
         raise ValueError(f"{ds.path.name!r} was prepared with size=None, so its photos differ in size; say size_hw=(256, 256), the size of the samples.")
     return ds._read(0)[1].shape

@@ -1,0 +1,89 @@
+#!/usr/bin/env python
+"""seglab's loader beside the loader of the tutorials, in one run.
+
+    python bench/loader.py [--tiny] [--coco DIR] [--photos 343] [--workers 2] [--batch 16] [--rounds 5]
+
+The tutorial loader reads a JPEG and a PNG per sample, maps category ids with numpy, and lets the worker normalise to float32 and
+widen labels to int64. Both use the same augmentation. Rounds alternate; a ratio is the median of the ratios within a round.
+"""
+import argparse, json, os, platform, statistics as st, sys, tempfile, time
+from datetime import date
+from pathlib import Path
+os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
+import albumentations as A
+import cv2, numpy as np, torch
+from albumentations.pytorch import ToTensorV2
+from torch.utils.data import DataLoader, Dataset
+from seglab.dataset import SegDataset, data_loader, label_space, pack, train_tfms
+from seglab.masks import prepare
+from seglab.sample import find_coco, make_sample
+
+class Tutorial(Dataset):
+    "What a tutorial writes: files in, float32 and int64 out, all of it in the worker."
+    def __init__(self, path, labels, size_hw):
+        self.images, self.masks = sorted((path/'images').iterdir()), sorted((path/'masks').iterdir())
+        self.table = labels.table
+        self.tfms = A.Compose([*train_tfms(size_hw).transforms, A.Normalize(), ToTensorV2()])
+    def __len__(self): return len(self.images)
+    def __getitem__(self, i):
+        image = cv2.cvtColor(cv2.imread(str(self.images[i])), cv2.COLOR_BGR2RGB)
+        mask = self.table[cv2.imread(str(self.masks[i]), cv2.IMREAD_GRAYSCALE)]
+        out = self.tfms(image=image, mask=mask)
+        return dict(pixel_values=out['image'], labels=out['mask'].long())
+
+def epoch(loader):
+    "Seconds of one pass."
+    start = time.perf_counter()
+    for _ in loader: pass
+    return time.perf_counter() - start
+
+def alone(ds, n):
+    "Milliseconds of one sample, in this process."
+    start = time.perf_counter()
+    for i in range(n): ds[i % len(ds)]
+    return 1e3*(time.perf_counter() - start)/n
+
+def data(coco, photos, size, folder):
+    "A prepared folder of real photos, or of drawn ones."
+    if coco: annotations, images = find_coco(coco)[0]
+    else: annotations, images = find_coco(make_sample(folder/'raw', photos))[0]
+    prepare(annotations, images, folder/'prepared', size=size, n_images=photos)
+    return folder/'prepared'
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--tiny', action='store_true', help='a few small photos, one round: does it run?')
+    p.add_argument('--coco', default=os.environ.get('SEGLAB_DATA') and os.environ['SEGLAB_DATA'] + '/coco343', help='folder with COCO photos; drawn ones otherwise')
+    p.add_argument('--photos', type=int, default=343)
+    p.add_argument('--size', type=int, default=256)
+    p.add_argument('--workers', type=int, default=2)
+    p.add_argument('--batch', type=int, default=16)
+    p.add_argument('--rounds', type=int, default=7)
+    a = p.parse_args()
+    if a.tiny: a.photos, a.size, a.rounds, a.batch, a.coco = 24, 64, 1, 8, None
+    ram = '/dev/shm' if os.access('/dev/shm', os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=ram) as tmp:
+        path, hw = data(a.coco, a.photos, a.size, Path(tmp)), (a.size, a.size)
+        files = SegDataset(path, None, 'all', train_tfms(hw))
+        plain = Tutorial(path, files.labels, hw)
+        packed = SegDataset(pack(path), None, 'all', train_tfms(hw))
+        keep = dict(num_workers=a.workers, persistent_workers=a.workers > 0)
+        loaders = {'tutorial': DataLoader(plain, a.batch, shuffle=True, **keep), 'seglab, files': data_loader(files, a.batch, shuffle=True, **keep),
+                   'seglab, packed': data_loader(packed, a.batch, shuffle=True, **keep)}
+        for l in loaders.values(): epoch(l)  # start the workers, warm the caches
+        rounds = [{k: len(files)/epoch(l) for k,l in loaders.items()} for _ in range(a.rounds)]
+        del loaders
+        cv2.setNumThreads(0)
+        ms = [{k: alone(d, min(len(d), 200)) for k,d in (('tutorial', plain), ('seglab, files', files), ('seglab, packed', packed))} for _ in range(min(3, a.rounds))]
+    rate = {k: st.median(r[k] for r in rounds) for k in rounds[0]}
+    ratio = {k: st.median(r[k]/r['tutorial'] for r in rounds) for k in rate}
+    one = {k: st.median(m[k] for m in ms) for k in ms[0]}
+    print(f"{len(files)} photos at {a.size}x{a.size}, {a.workers} workers, batches of {a.batch}, {a.rounds} rounds, medians\n")
+    print(f"{'loader':16}{'images/s':>10}{'ratio':>8}{'ms a sample, one process':>28}")
+    for k in rate: print(f"{k:16}{rate[k]:10.0f}{ratio[k]:7.2f}x{one[k]:28.2f}")
+    print('\n' + json.dumps(dict(bench='loader', photos=len(files), size=a.size, workers=a.workers, batch=a.batch, rounds=a.rounds, real=bool(a.coco),
+        images_per_s={k: round(v, 1) for k,v in rate.items()}, ratio={k: round(v, 2) for k,v in ratio.items()}, ms_per_sample={k: round(v, 3) for k,v in one.items()},
+        machine=f'{platform.machine()}, {os.cpu_count()} cores', date=str(date.today()), python=platform.python_version(),
+        versions=dict(torch=torch.__version__, numpy=np.__version__, opencv=cv2.__version__, albumentations=A.__version__))))
+
+if __name__ == '__main__': main()
