@@ -825,7 +825,7 @@ def _check_config(config, labels):
     ignored = next((getattr(config, a) for a in ('semantic_loss_ignore_index', 'loss_ignore_index') if hasattr(config, a)), IGNORE)
     if ignored != IGNORE: raise LabelError(_other_ignore("the model's own loss", ignored, K), 'ignore_is_class' if 0 <= ignored < K else 'ignore_mismatch')
 
-# %% ../nbs/01_dataset.ipynb #4ac8383f
+# %% ../nbs/01_dataset.ipynb #960b8c30
 def _other_names(model, data):
     "The sentence for classes that differ."
     if len(model) != len(data): return f"the model has {len(model)} labels and the data {len(data)}; build the model with this label space, or load the data with the model's."
@@ -838,10 +838,10 @@ def _other_ignore(who, ignored, K):
     return f"{who} ignores {ignored}, while masks say {IGNORE} where there is no label; give it ignore_index={IGNORE} (transformers: config.semantic_loss_ignore_index)."
 
 def _maps_out(net):
-    "How many maps the classifying layer puts out; None when there is none to be found."
+    "How many maps the classifying layer puts out; None when no layer is known to be it."
     if not isinstance(net, torch.nn.Module): return None
     convs = [(n, m.out_channels) for n,m in net.named_modules() if isinstance(m, torch.nn.Conv2d) and 'aux' not in n]
-    heads = [c for n,c in convs if 'classifier' in n] or [c for n,c in convs if n.startswith(('segmentation_head', 'head'))] or [c for _,c in convs]
+    heads = [c for n,c in convs if 'classifier' in n] or [c for n,c in convs if n.startswith(('segmentation_head.', 'head.head.'))]
     return heads[-1] if heads else None
 
 # %% ../nbs/01_dataset.ipynb #7fc6f44e
