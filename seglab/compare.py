@@ -118,7 +118,7 @@ def verdict(
     span = f"{confidence:.0%} interval {ends[0]:+.4f} to {ends[1]:+.4f} over {n} photos"
     return best, f"{best} is better: mean IoU higher by {gain:.4f}, {span}"
 
-# %% ../nbs/04_compare.ipynb #a21b2bfc
+# %% ../nbs/04_compare.ipynb #48da26d5
 class Evaluation:
     "What one model did on one set of photos: counts from which every score follows."
     def __init__(self,
@@ -133,7 +133,7 @@ class Evaluation:
         K = labels.num_labels
         self.matrix, self.boundary_counts = np.zeros((K, K), np.int64), np.zeros((2, K), np.int64)
         self.stems, self.sizes, self.calibration, self.notes, self.seconds = [], set(), None, [], 0.
-        self._rows, self._truth, self._table = [], sha256(), None
+        self._rows, self._truth, self._table, self._photos = [], sha256(), None, None
 
     def __len__(self): return len(self.stems)
     def __repr__(self): return f"{self.name}: mean IoU {self.scores['mean_iou']:.4f} over {len(self)} photos"
@@ -176,7 +176,7 @@ def counts(self:Evaluation)->np.ndarray: # (M,5) int32: photo, class, tp, pixels
     if self._table is None or self._table[0] != len(self): self._table = len(self), _stack(self._rows)
     return self._table[1]
 
-# %% ../nbs/04_compare.ipynb #dd3f1e70
+# %% ../nbs/04_compare.ipynb #2fe2e734
 @patch(as_prop=True)
 def scores(self:Evaluation)->dict: # NaN for a class that was not met
     "Every score of the set, from the summed counts."
@@ -188,22 +188,25 @@ def scores(self:Evaluation)->dict: # NaN for a class that was not met
 @patch(as_prop=True)
 def per_image(self:Evaluation)->pd.DataFrame: # a row per photo: mean_iou over the classes met in it, accuracy, pixels
     "One row per photo: good for finding failures, not for comparing models (see the trap above)."
+    if self._photos is not None and len(self._photos) == len(self): return self._photos
     photo, _, tp, truth, pred = self.counts.T.astype(float)
     add = lambda w: np.bincount(photo.astype(int), w, minlength=len(self))
     with np.errstate(invalid='ignore'):
-        return pd.DataFrame(dict(stem=self.stems, mean_iou=add(tp / (truth + pred - tp)) / add(np.ones_like(tp)),
-                                 overall_accuracy=add(tp) / add(truth), pixels=add(truth).astype(int)))
+        self._photos = pd.DataFrame(dict(stem=self.stems, mean_iou=add(tp / (truth + pred - tp)) / add(np.ones_like(tp)),
+                                         overall_accuracy=add(tp) / add(truth), pixels=add(truth).astype(int)))
+    return self._photos
 
-# %% ../nbs/04_compare.ipynb #a53e7689
+# %% ../nbs/04_compare.ipynb #b6c3f053
 def evaluate_masks(
     triples, # iterable of (stem, pred, truth): (H,W) uint8 class indices, truth with 255 = ignore
     labels:LabelSpace, # the classes
     name:str='model', # what to call it in tables
     boundary:bool=True, # count along the outlines too?
     folder=None, # folder for `<stem>.png` of every prediction
+    truth_folder=None, # folder for `<stem>.png` of every true mask
 )->Evaluation: # the counts
     "Score masks that are there already; streams, so they never need to fit in memory together."
-    out, start = Evaluation(labels, name, boundary, folder), time.perf_counter()
+    out, start = Evaluation(labels, name, boundary, folder, truth_folder), time.perf_counter()
     for stem, pred, truth in triples: out.add(stem, pred, truth)
     out.seconds = time.perf_counter() - start
     return out
@@ -303,12 +306,12 @@ class _ready:
 
 def _device(device=None): return torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
-# %% ../nbs/04_compare.ipynb #c17231bd
+# %% ../nbs/04_compare.ipynb #5fec28cf
 def evaluate(
     model, # `Segmenter`, `Run`, or the path of a run folder or saved model
     data, # prepared folder, `SegDataset`, or the pair (train, val)
     split:str='val', # which part of a prepared folder or of the pair
-    labels:LabelSpace=None, # classes to score in; the data set's own, or the model's for a folder
+    labels=None, # classes to score in, as `SegDataset` takes them; None: the data set's own, or the model's for a folder
     batch_size:int=8, # photos a step
     workers:int=0, # processes that load photos
     device:str=None, # 'cuda', 'cpu', ...; the best there is
@@ -323,7 +326,7 @@ def evaluate(
     from tqdm.auto import tqdm
     segmenter = _as_segmenter(model, name or 'model')
     ds = _as_dataset(data, split, labels or segmenter.labels)
-    labels = labels or ds.labels
+    labels = labels if isinstance(labels, LabelSpace) else ds.labels
     result = Evaluation(labels, name or getattr(segmenter, 'name', None) or 'model', boundary, out, truth_out)
     result.calibration, device = Calibration(), _device(device)
     n = min(len(ds), n_images or len(ds))
@@ -432,7 +435,7 @@ def costs(
         r |= dict(latency_ms=1000 * float(np.median(r.pop('latency'))), images_per_second=batch_size / float(np.median(r.pop('throughput'))))
     return out
 
-# %% ../nbs/04_compare.ipynb #46e219d0
+# %% ../nbs/04_compare.ipynb #8888c308
 class Comparison:
     "Evaluations on the same masks, side by side: scores, intervals, differences, and what may be said."
     def __init__(self,
@@ -444,7 +447,7 @@ class Comparison:
         self.evaluations, self.n_boot, self.seed, self.confidence = dict(evaluations), n_boot, seed, confidence
         first = _same_masks(self.evaluations)
         self.labels, self.n, self.stems = first.labels, len(first), first.stems
-        self.costs, self.histories, self.data, self.home, self.keep = {}, {}, None, None, None
+        self.costs, self.histories, self.data, self.home, self.keep, self.remarks = {}, {}, None, None, None, []
         draws = bootstrap_ious([e.counts for e in self.evaluations.values()], self.n, self.labels.num_labels, n_boot, seed)
         means = dict(zip(self.evaluations, _mean(draws)))                       # {name: (R,)}
         self.intervals = {n: interval(d, confidence) for n, d in means.items()}
@@ -471,7 +474,7 @@ def _same_masks(evaluations):
                              f"{sorted(first.sizes)[:2]} and {sorted(e.sizes)[:2]}); evaluate both on the same photos at the same size.")
     return first
 
-# %% ../nbs/04_compare.ipynb #b65f7e57
+# %% ../nbs/04_compare.ipynb #3718e888
 @patch(as_prop=True)
 def table(self:Comparison)->pd.DataFrame: # a row per model
     "The scores and costs in one table."
@@ -498,9 +501,9 @@ def _repr_html_(self:Comparison):
 @patch(as_prop=True)
 def notes(self:Comparison)->list: # sentences
     "What a reader has to know of how the numbers were made."
-    return [s for e in self.evaluations.values() for s in e.notes]
+    return [s for e in self.evaluations.values() for s in e.notes] + self.remarks
 
-# %% ../nbs/04_compare.ipynb #4b0d6fdd
+# %% ../nbs/04_compare.ipynb #e48cbe93
 @patch
 def to_dict(self:Comparison)->dict: # JSON-ready: what scores.json holds
     "Every number of the comparison as plain data."
@@ -509,7 +512,7 @@ def to_dict(self:Comparison)->dict: # JSON-ready: what scores.json holds
         models[n] = dict(e.scores, mean_iou_interval=self.intervals[n], images=len(e), pixels=int(e.matrix.sum()),
                          per_category_iou_interval=dict(zip(self.labels.names, self.class_intervals[n])), confusion_matrix=e.matrix,
                          reliability=e.calibration and e.calibration.table.to_dict('list'), seconds=e.seconds, cost=self.costs.get(n),
-                         predictions=f'predictions/{folders[n]}')
+                         predictions=f'predictions/{folders[n]}' if e.folder else None)
     differences = {f"{d['b']} - {d['a']}": d for d in self.differences}
     return jsonable(dict(models=models, differences=differences, classes=self.labels.names, label_space=self.labels.to_dict(), formula=FORMULA,
         bootstrap=dict(draws=self.n_boot, seed=self.seed, confidence=self.confidence, unit='photo', paired=True), truth_digest=next(iter(self.evaluations.values())).digest,
@@ -530,9 +533,9 @@ def _folders(names):
         out[n] = slug
     return out
 
-# %% ../nbs/04_compare.ipynb #6a307f7b
+# %% ../nbs/04_compare.ipynb #f0360536
 _MODEL_COLORS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000']
-ERRORS = {1: ('missed', (0, 114, 178)), 2: ('false alarm', (230, 159, 0)), 3: ('wrong class', (204, 121, 167))}
+ERRORS = {1: ('missed', (0, 90, 181)), 2: ('false alarm', (220, 50, 32)), 3: ('wrong class', (80, 20, 110))}
 
 def _lut(labels):
     "(256,3) uint8: the colour of each class index, light grey for ignore."
@@ -745,7 +748,7 @@ def show_curves(self:Comparison)->plt.Figure: # losses on the left, mean IoU on 
 
 def _column(table, *names): return next((n for n in names if n in table), names[0])
 
-# %% ../nbs/04_compare.ipynb #08ab1e72
+# %% ../nbs/04_compare.ipynb #e46def9c
 _CSS = '''
 :root{color-scheme:light;--line:#d9dde3;--soft:#f5f6f8;--ink:#1c232b;--mute:#5a6673;--blue:#0b62a8}
 *{box-sizing:border-box}body{margin:0;font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:#fff}
@@ -754,7 +757,7 @@ h1,p,li,figcaption,td,th,label,option{overflow-wrap:anywhere}.lead{font-size:1.1
 .mute{color:var(--mute);font-size:.9rem}.scroll{overflow-x:auto;max-width:100%}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}
 thead th{border-bottom:2px solid var(--ink);vertical-align:bottom}.charts{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}
-.charts figure{margin:0;max-width:100%}.charts img{max-width:100%;height:auto;display:block}figcaption{font-size:.85rem;color:var(--mute)}
+.charts figure{margin:0;max-width:100%;width:min-content;min-width:min(100%,15rem)}.charts img{max-width:calc(100vw - 2rem);height:auto;display:block}figcaption{font-size:.85rem;color:var(--mute)}
 .bar{display:flex;flex-wrap:wrap;gap:.5rem .8rem;align-items:center;margin:.5rem 0}.bar select{max-width:100%;min-width:0}
 button,select{font:inherit;padding:.3rem .6rem;border:1px solid #aab2bd;border-radius:6px;background:#fff;color:inherit;min-height:2.2rem}
 button{cursor:pointer}button:hover{background:var(--soft)}:focus-visible{outline:3px solid #f0a202;outline-offset:2px}
@@ -768,7 +771,7 @@ fieldset{border:1px solid var(--line);border-radius:6px;margin:.8rem 0 0;padding
 .key{display:inline-flex;gap:.3rem;align-items:center;margin-right:.9rem;font-size:.85rem}@media(max-width:700px){.look{grid-template-columns:minmax(0,1fr)}body{font-size:15px}}
 '''
 
-# %% ../nbs/04_compare.ipynb #007ca4f0
+# %% ../nbs/04_compare.ipynb #a00e6230
 _JS_DATA = r'''
 'use strict';
 const D = JSON.parse(document.getElementById('data').textContent), $ = id => document.getElementById(id);
@@ -797,12 +800,17 @@ async function load(i) {
 _JS_DRAW = r'''
 const layers = [{name: 'photo'}, {name: 'truth', mask: s => s.truth},
   ...D.models.map((n, m) => ({name: n, mask: s => s.preds[m]})), ...D.models.map((n, m) => ({name: 'errors of ' + n, errors: s => s.preds[m]}))];
-function colour(s, l, j) {                                   // [r, g, b] of pixel j on a layer, or null where the photo shows
-  const t = s.truth[j];
-  if (l.mask) { const k = l.mask(s)[j]; return k === 255 ? [220, 220, 220] : on[k] ? RGB[k] : null; }
-  const p = l.errors(s)[j];
-  if (t === 255 || p === t || !(on[p] || on[t])) return null;
-  return D.errors[D.background === null ? 2 : p === D.background ? 0 : t === D.background ? 1 : 2].color;
+const rgba = ([r, g, b], a) => (a << 24 | b << 16 | g << 8 | r) >>> 0;
+function fill(px, s, l, alpha) {                             // px: one 32-bit RGBA a pixel, 0 where the photo shows
+  const t = s.truth, err = D.errors.map(e => rgba(e.color, 255)), bg = D.background;
+  if (l.mask) {
+    const lut = Uint32Array.from({length: 256}, (_, k) => k === 255 ? rgba([220, 220, 220], alpha) : on[k] ? rgba(RGB[k], alpha) : 0), m = l.mask(s);
+    for (let j = 0; j < px.length; j++) px[j] = lut[m[j]];
+    return;
+  }
+  const p = l.errors(s);
+  for (let j = 0; j < px.length; j++)
+    if (t[j] !== 255 && p[j] !== t[j] && (on[p[j]] || on[t[j]])) px[j] = err[bg === null ? 2 : p[j] === bg ? 0 : t[j] === bg ? 1 : 2];
 }
 function draw(canvas, s, l, scale) {
   const [h, w] = s.size, c = canvas.getContext('2d'), flat = new OffscreenCanvas(w, h), f = flat.getContext('2d');
@@ -810,15 +818,15 @@ function draw(canvas, s, l, scale) {
   c.fillStyle = '#fff'; c.fillRect(0, 0, canvas.width, canvas.height);
   if (s.image) { if (l.errors) c.filter = 'grayscale(1) opacity(.5)'; c.drawImage(s.image, 0, 0, canvas.width, canvas.height); c.filter = 'none'; }
   if (!l.mask && !l.errors) return;
-  const d = f.createImageData(w, h), alpha = l.errors ? 255 : Math.round(2.55 * $('opacity').value);
-  for (let j = 0; j < w * h; j++) { const q = colour(s, l, j); if (q) d.data.set([q[0], q[1], q[2], alpha], 4 * j); }
+  const d = f.createImageData(w, h);
+  fill(new Uint32Array(d.data.buffer), s, l, Math.round(2.55 * $('opacity').value));
   f.putImageData(d, 0, 0); c.imageSmoothingEnabled = false; c.drawImage(flat, 0, 0, canvas.width, canvas.height);
 }
 function paint() {
   if (!shot) return;
   const l = layers[layer], score = m => D.models[m] + ' ' + (shot.iou[m] === null ? 'no score' : shot.iou[m].toFixed(3));
   draw($('stage'), shot, l, Math.max(1, Math.round(640 / Math.max(...shot.size))));
-  document.querySelectorAll('.layers canvas').forEach((c, i) => draw(c, shot, layers[i], .5));
+  document.querySelectorAll('.layers canvas').forEach((c, i) => draw(c, shot, layers[i], 160 / Math.max(...shot.size)));
   $('stage').setAttribute('aria-label', l.name + ' of photo ' + shot.name + ', showing ' + (D.classes.filter((c, k) => on[k]).map(c => c.name).join(', ') || 'no class'));
   $('said').textContent = shot.name + ' (' + (at + 1) + ' of ' + order.length + '): IoU in this photo: ' + D.models.map((n, m) => score(m)).join(', ') + '.';
   $('key').hidden = !l.errors;
@@ -893,11 +901,12 @@ def _jpeg(image):
     "A data URI."
     return 'data:image/jpeg;base64,' + b64encode(cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])[1]).decode()
 
-# %% ../nbs/04_compare.ipynb #27b34f47
+# %% ../nbs/04_compare.ipynb #5f9828f2
 def _photos(comparison, n_photos):
     "The photos of the page and a sentence about which they are."
     shown, weight = [], 0
     whole = [n for n, e in comparison.evaluations.items() if e.folder is None]
+    if not any(e.truth_folder for e in comparison.evaluations.values()): return [], 'No photo is shown: the true masks were not kept.'
     if whole or not n_photos: return [], 'No photo is shown: ' + (f"the predicted masks of {', '.join(whole)} were not kept." if whole else 'none was asked for.')
     for i in _choose(comparison, n_photos):
         shot = _embed(comparison, i)
@@ -964,7 +973,7 @@ def _method(comparison):
                    "memory is weights plus the most bytes of tensors alive during one forward pass" + (', as torch counts them.' if 'CPU' not in c['device'] else ', without scratch space inside kernels.'))
     return out + comparison.notes
 
-# %% ../nbs/04_compare.ipynb #862959d3
+# %% ../nbs/04_compare.ipynb #f1f19c53
 def _figures(comparison):
     "{file name: (figure, what it shows)} of the report."
     names = list(comparison.evaluations)
@@ -972,7 +981,7 @@ def _figures(comparison):
     for n, folder in _folders(names).items(): out[f'confusion_{folder}'] = comparison.show_confusion(n).figure, f'Confusion matrix of {n}: rows truth, columns prediction, per cent of a row'
     if any(e.calibration for e in comparison.evaluations.values()): out['reliability'] = comparison.show_reliability().figure, 'Reliability: accuracy against confidence; on the dotted line a model is as often right as it says'
     if comparison.histories: out['curves'] = comparison.show_curves(), 'Training: losses and mean IoU by epoch'
-    if all(e.folder for e in comparison.evaluations.values()):
+    if all(e.folder for e in comparison.evaluations.values()) and any(e.truth_folder for e in comparison.evaluations.values()):
         for a, b in combinations(names, 2): out[f'differ_{_folders(names)[a]}_{_folders(names)[b]}'] = comparison.show_photos(comparison.most_different(a, b)), f'Photos on which {a} and {b} differ most'
         for n, folder in _folders(names).items(): out[f'worst_{folder}'] = comparison.show_photos(comparison.worst(n)), f'Photos on which {n} does worst'
     return out
@@ -1072,7 +1081,7 @@ def _locked(path):
         raise ValueError(f"another comparison is writing to {path.parent.name} just now; wait for it, or give another folder.") from None
     return file
 
-# %% ../nbs/04_compare.ipynb #1967af05
+# %% ../nbs/04_compare.ipynb #0ec20d3b
 def _usual_size(evaluations):
     "(H, W): the one size of the photos, or the middle of their sizes."
     h, w = np.median(sorted({s for e in evaluations.values() for s in e.sizes}), axis=0)
@@ -1092,7 +1101,7 @@ def _named(models):
 
 def _common_labels(spaces):
     "The label space, one of theirs, that the answers of all models (and the masks) can be mapped to."
-    for target in sorted(spaces.values(), key=lambda s: s.num_labels):
+    for target in [*([spaces['the data']] if 'the data' in spaces else []), *sorted(spaces.values(), key=lambda s: s.num_labels)]:
         try: [label_mapping(s, target) for s in spaces.values()]
         except ValueError: continue
         return target
@@ -1100,24 +1109,46 @@ def _common_labels(spaces):
     raise ValueError(f"none of these label spaces can be mapped to another: {sizes}; train the models with the same labels, "
                      "or give labels= a label space to which all of them can be mapped.")
 
-# %% ../nbs/04_compare.ipynb #27ba4566
-def _copy_masks(evaluation, folder, stems):
-    "The predictions of an evaluation that was made before."
-    if not evaluation.folder: return
-    for stem in stems: _write_mask(folder, stem, cv2.imread(str(evaluation.folder/f'{stem}.png'), cv2.IMREAD_UNCHANGED))
+# %% ../nbs/04_compare.ipynb #c22eaa13
+def _adopt(evaluation, home, folder):
+    "An evaluation that was made before, with copies of the masks that it kept."
+    for source, target in ((evaluation.folder, home/'predictions'/folder), (evaluation.truth_folder, home/'truth')):
+        for stem in evaluation.stems if source else []: _write_mask(target, stem, cv2.imread(str(source/f'{stem}.png'), cv2.IMREAD_UNCHANGED))
+    return evaluation
+
+def _agreed(ds, nets):
+    "The classes to score in: those of the data where all models can be mapped to them, else the coarsest of all."
+    spaces = ({'the data': ds.labels} if hasattr(ds, 'labels') else {}) | {n: s.labels for n, s in nets.items()}
+    return _common_labels(spaces) if spaces else None
+
+def _run_folders(models):
+    "{name: folder} of those models that are runs."
+    paths = {n: Path(getattr(m, 'path', m)) for n, m in models.items() if isinstance(m, (str, os.PathLike)) or hasattr(m, 'path')}
+    return {n: f for n, f in paths.items() if (f/'config.json').is_file()}
+
+def _training_remarks(models, comparison):
+    "What differs between the trainings, as far as the runs know: sample size and data."
+    configs = {n: json.loads((f/'config.json').read_text()) for n, f in _run_folders(models).items()}
+    known = lambda key: {n: v for n, c in configs.items() if (v := c.get(key, (c.get('settings') or {}).get(key)))}
+    sizes, digests, out = known('sample_hw'), known('data_digest'), []
+    size = lambda s: f'{s[0]}×{s[1]}'
+    scored = sorted({size(s) for e in comparison.evaluations.values() for s in e.sizes})
+    if len({size(s) for s in sizes.values()} | set(scored)) > 1 and sizes:
+        out.append('Trained on samples of ' + ', '.join(f'{size(s)} ({n})' for n, s in sizes.items()) + f"; scored on masks of {', '.join(scored[:3])}: a model may do worse at a size it was not trained at.")
+    if len(set(digests.values())) > 1: out.append(f"{', '.join(digests)} were trained on different data or with different augmentation (their data digests differ): the difference is not the architecture's alone.")
+    return out
 
 def _histories(models):
     "{name: history table} of those models that are runs."
-    folders = {n: Path(getattr(m, 'path', m)) for n, m in models.items() if isinstance(m, (str, os.PathLike)) or hasattr(m, 'path')}
-    return {n: pd.read_csv(f/'history.csv') for n, f in folders.items() if (f/'history.csv').is_file()}
+    return {n: pd.read_csv(f/'history.csv') for n, f in _run_folders(models).items() if (f/'history.csv').is_file()}
 
-# %% ../nbs/04_compare.ipynb #f0cbb645
+# %% ../nbs/04_compare.ipynb #8afdaca2
 def compare(
     models, # {name: `Segmenter`, `Run`, `Evaluation` or path}, or a list of run folders
     data=None, # prepared folder, `SegDataset`, or the pair (train, val); not needed for evaluations
     out=None, # folder for scores.json, report.md, report.html, predictions/ and truth/; None writes nothing
     split:str='val', # which part of a prepared folder or of the pair
-    labels:LabelSpace=None, # classes to score in; None: the data set's own, or the coarsest of the models'
+    labels=None, # classes to score in, as `SegDataset` takes them; None: the data set's own, or the coarsest of the models'
     batch_size:int=8, # photos a step
     workers:int=0, # processes that load photos
     device:str=None, # 'cuda', 'cpu', ...; the best there is
@@ -1133,20 +1164,20 @@ def compare(
     models = _named(models)
     nets = {n: _as_segmenter(m, n) for n, m in models.items() if not isinstance(m, Evaluation)}
     if nets and data is None: raise ValueError("data is missing: give the prepared folder or the data set on which to compare.")
-    spaces = {n: s.labels for n, s in nets.items()}
-    if hasattr(ds := _pick(data, split), 'labels'): spaces = {'the data': ds.labels} | spaces
-    labels = labels or (_common_labels(spaces) if spaces else None)
-    if data is not None: ds = _as_dataset(data, split, labels)
+    ds = None if data is None else _as_dataset(data, split, labels or _agreed(_pick(data, split), nets))
+    labels = labels if isinstance(labels, LabelSpace) else _agreed(ds, nets) if nets else None
     keep = None if out else tempfile.TemporaryDirectory(prefix='seglab-')
     home = Path(out or keep.name)
-    how = dict(split=split, labels=labels, batch_size=batch_size, workers=workers, device=device, n_images=n_images, progress=progress)
+    how = dict(labels=labels, batch_size=batch_size, workers=workers, device=device, n_images=n_images, progress=progress)
     with _begin(home):
         found = {}
         for n, folder in _folders(models).items():
-            truth = None if found else home/'truth'
-            found[n] = models[n] if n not in nets else evaluate(nets[n], ds, name=n, out=home/'predictions'/folder, truth_out=truth, **how)
+            truth = None if any(e.truth_folder for e in found.values()) else home/'truth'
+            found[n] = (evaluate(nets[n], ds, name=n, out=home/'predictions'/folder, truth_out=truth, **how) if n in nets
+                        else _adopt(models[n], home, folder))
         result = Comparison(found, n_boot, seed, confidence)
         result.home, result.keep, result.data, result.histories = home, keep, ds, _histories(models)
+        result.remarks += _training_remarks(models, result)
         if measure and nets: result.costs = costs(nets, _usual_size(found), batch_size, device)
         if out: result.write(n_photos)
     return result
