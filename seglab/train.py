@@ -470,7 +470,7 @@ def _grid(images, truths, preds, colors, gap=4):
     rows = [np.pad(r, ((0, gap), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows]
     return np.concatenate(rows)[:-gap]
 
-# %% ../nbs/lib/13_train.ipynb #1a0fc955
+# %% ../nbs/lib/13_train.ipynb #e22ba82a
 class _Watching:
     "Epoch numbers, checkpoints, history, best weights, pictures and progress of a run."
     def __init__(self, job): self.job, self.trainer, self.postponed = job, None, False
@@ -497,7 +497,7 @@ def on_step_end(self:_Watching, args, state, control, **kw):
     "A checkpoint is preceded by a log, and the one at an epoch's end waits for its evaluation."
     if control.should_save:
         control.should_log = True
-        if state.global_step % self.steps_per_epoch == 0 and state.global_step < state.max_steps:
+        if state.global_step % self.steps_per_epoch == 0 or state.global_step >= state.max_steps:
             control.should_save, self.postponed = False, True
     self.job.progress.step(state)
 
@@ -530,7 +530,7 @@ def on_evaluate(self:_Watching, args, state, control, metrics, **kw):
         pictures = job.draw(self.trainer, state)
         job.progress.epoch(state, best)
         if job.wandb: job.wandb.log_evaluation(self.trainer, state, pictures, best)
-    if job.patience and _since_best(values, job.high) >= job.patience: control.should_training_stop = True
+    if job.out_of_patience(state.log_history): control.should_training_stop = True
 
 # %% ../nbs/lib/13_train.ipynb #c19570aa
 class _Progress:
@@ -572,13 +572,17 @@ def _clock_text(seconds):
     s = round(seconds)
     return f'{s} s' if s < 60 else f'{s//60}:{s%60:02} min' if s < 3600 else f'{s//3600}:{s//60%60:02} h'
 
-# %% ../nbs/lib/13_train.ipynb #b47bfdd5
+# %% ../nbs/lib/13_train.ipynb #6b55a2cd
 class _Job:
     "The settings of one call of `fit` that its callback needs."
     def __init__(self, path, segmenter, keep_best, patience, pictures, progress, keep_checkpoints):
         self.path, self.segmenter, self.patience, self.keep_checkpoints = path, segmenter, patience, keep_checkpoints
         self.metric, self.high = f'eval_{keep_best}', keep_best != 'loss'
         self.n_pictures, self.progress, self.wandb = pictures, progress, None
+
+    def out_of_patience(self, log_history):
+        values = [r[self.metric] for r in log_history if self.metric in r]
+        return bool(self.patience and values and _since_best(values, self.high) >= self.patience)
 
 @patch
 @torch.no_grad()
@@ -598,7 +602,8 @@ def draw(self:_Job, trainer, state):
     grid = _grid(images, truths, preds, np.asarray(seg.labels.colors))
     (self.path/'pictures').mkdir(exist_ok=True)
     ok, data = cv2.imencode('.png', grid[..., ::-1])
-    write_atomic(self.path/'pictures'/f'epoch_{round(state.epoch, 2):06.2f}.png', data.tobytes())
+    e = round(state.epoch, 2)
+    write_atomic(self.path/'pictures'/(f'epoch_{e:03.0f}.png' if e == int(e) else f'epoch_{e:06.2f}.png'), data.tobytes())
     return images, truths, preds
 
 @patch
@@ -770,7 +775,7 @@ def _repr_html_(self:Run):
                    for k, v in self._facts().items())
     return f'<table><caption>Run <b>{escape(self.name)}</b></caption>{rows}</table>'
 
-# %% ../nbs/lib/13_train.ipynb #417021e7
+# %% ../nbs/lib/13_train.ipynb #73af3e56
 class _Wandb:
     "Pictures, class table and best model for Weights & Biases."
     def __init__(self, job, project, config, name, run_id):
@@ -804,9 +809,14 @@ class _Wandb:
 
 def _wandb_key():
     "Is there a W&B key in the environment or the netrc?"
+    import netrc
+    from urllib.parse import urlsplit
     if os.environ.get('WANDB_API_KEY'): return True
-    import wandb
-    return bool(wandb.api.api_key)
+    host = urlsplit(os.environ.get('WANDB_BASE_URL', 'https://api.wandb.ai')).hostname
+    for file in [os.environ['NETRC']] if 'NETRC' in os.environ else ['~/.netrc', '~/_netrc']:
+        try: return bool(netrc.netrc(os.path.expanduser(file)).authenticators(host))
+        except (OSError, netrc.NetrcParseError): continue
+    return False
 
 # %% ../nbs/lib/13_train.ipynb #8bedc14b
 def _as_data(data, segmenter, seed, size_hw):
@@ -828,7 +838,7 @@ def _check(segmenter, data, loss):
                              'build the model with the label space of the data.')
         if hasattr(ds, 'raw'): check_dataset(ds)
 
-# %% ../nbs/lib/13_train.ipynb #05d56303
+# %% ../nbs/lib/13_train.ipynb #bf492065
 _OURS = dict(learning_rate='lr', per_device_train_batch_size='batch_size', num_train_epochs='epochs', output_dir='out',
              run_name='name', bf16='precision', fp16='precision', torch_compile='compile', dataloader_num_workers='workers',
              load_best_model_at_end='keep_best', metric_for_best_model='keep_best', greater_is_better='keep_best',
@@ -846,9 +856,13 @@ def _training_args(path, extra, **ours):
             raise ValueError(f'fit has no argument {k!r}, nor has transformers.TrainingArguments' + (f': was {near[0]!r} meant?' if near else '.'))
     args = dict(lr_scheduler_type='constant', logging_steps=10, eval_strategy='epoch', save_strategy='epoch', max_grad_norm=0.,
                 remove_unused_columns=False, label_names=['labels'], logging_nan_inf_filter=False, log_level='error',
-                log_level_replica='error', disable_tqdm=True, use_cpu='LOCAL_RANK' in os.environ and not torch.accelerator.is_available())
+                log_level_replica='error', disable_tqdm=True, use_cpu=_no_accelerator())
     args |= ours | extra
     return TrainingArguments(output_dir=str(path), **{k: v for k, v in args.items() if k in known})
+
+def _no_accelerator():
+    "Is there nothing but the CPU?"
+    return not (torch.accelerator if hasattr(torch, 'accelerator') else torch.cuda).is_available()
 
 def _pick_precision(precision, use_cpu=False):
     "'bf16' or 'fp32'."
@@ -856,9 +870,9 @@ def _pick_precision(precision, use_cpu=False):
     if precision != 'auto': raise ValueError(f"precision={precision!r}: take 'auto', 'fp32' or 'bf16'.")
     return 'bf16' if torch.cuda.is_available() and not use_cpu and torch.cuda.is_bf16_supported() else 'fp32'
 
-# %% ../nbs/lib/13_train.ipynb #407316a1
+# %% ../nbs/lib/13_train.ipynb #1002275b
 def _open_run(path, settings, info, resume):
-    "Write config.json, or compare with the one there. Returns False when the run is finished."
+    "Write config.json, or compare with the one there."
     file = path/'config.json'
     if file.is_file():
         old = json.loads(file.read_text())
@@ -868,16 +882,14 @@ def _open_run(path, settings, info, resume):
         elif diff := _differences(old['settings'], settings):
             raise ValueError(f'{path.name!r} holds a run with other settings: {"; ".join(diff)}. Give another name=, '
                              'the same settings to go on, or resume=False to start again.')
-        elif old.get('finished'): return False
         else:
-            _drop_incomplete(path)
-            return True
+            if not old.get('finished'): _drop_incomplete(path)
+            return
     elif any(p.name != '.lock' for p in path.iterdir()):
         raise ValueError(f'{path.name!r} is not empty and holds no run: give another name= or out=.')
     write_atomic(file, json.dumps(dict(settings=settings, **info), indent=1).encode())
-    return True
 
-# %% ../nbs/lib/13_train.ipynb #6a7253f8
+# %% ../nbs/lib/13_train.ipynb #76b240d9
 @contextmanager
 def _quiet():
     "transformers' chatter silenced for a while: it speaks of things the user never made."
@@ -915,6 +927,7 @@ def _train(job, args, data, loss, trackers, project, config):
         _share_batchnorm(job.segmenter, args.device)
     own_optimizer = 'optim' in config['settings']['training_args']
     step = _Step(job.segmenter.train(), loss).to(args.device)
+    job.segmenter.net.to(memory_format=torch.channels_last)
     callback = type('RunCallback', (_Watching, TrainerCallback), {})(job)
     trainer = type('SegTrainer', (_Training, Trainer), {})(
         step, args.seed, args=args, train_dataset=data[0], eval_dataset=data[1], callbacks=[callback],
@@ -924,10 +937,13 @@ def _train(job, args, data, loss, trackers, project, config):
     if 'wandb' in trackers and args.process_index == 0 and os.environ.get('WANDB_MODE') != 'disabled':
         job.wandb = _Wandb(job, project, config, config['wandb_id'])
     start, last, failed = time.perf_counter(), _last_checkpoint(job.path), True
+    if last: state = trainer.state.load_from_json(str(last/'trainer_state.json'))
     try:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if last and job.out_of_patience(state.log_history): trainer.state = state
+        else: trainer.train(resume_from_checkpoint=str(last) if last else None)
         failed = False
     finally:
+        job.segmenter.net.to(memory_format=torch.contiguous_format)
         job.progress.stop()
         if job.wandb: job.wandb.finish(failed)
     if args.world_size > 1: dist.barrier()
@@ -936,7 +952,7 @@ def _train(job, args, data, loss, trackers, project, config):
         write_atomic(job.path/'config.json', json.dumps(dict(config, finished=done), indent=1).encode())
     if args.world_size > 1: dist.barrier()
 
-# %% ../nbs/lib/13_train.ipynb #fefd7d3a
+# %% ../nbs/lib/13_train.ipynb #137ca590
 def fit(
     segmenter:Segmenter, # the model; holds the best weights afterwards
     data, # a prepared folder, or a pair (train, val) of data sets whose samples are as SegDataset's
@@ -971,6 +987,8 @@ def fit(
     trackers = [t for t in ([report_to] if isinstance(report_to, str) else report_to or []) if t != 'none']
     data = _as_data(data, segmenter, seed, size_hw)
     balanced = isinstance(class_weights, str) and class_weights == 'balanced'
+    if balanced and not hasattr(data[0], 'raw'):
+        raise ValueError(f"class_weights='balanced' counts the pixels of a SegDataset, but the training data is a {type(data[0]).__name__}: give the numbers.")
     loss = get_loss(loss, segmenter.labels, _balanced(data[0]) if balanced else class_weights)
     keep = training_args.pop('save_total_limit', 1)
     settings = _settings(segmenter, data, loss=loss.name, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, size_hw=size_hw,
@@ -986,7 +1004,6 @@ def fit(
         settings['processes'] = args.world_size
         info = dict(name=name or path.name, device=_device_name(args.device), versions=_versions(), workers=args.dataloader_num_workers,
                     started=datetime.now(timezone.utc).isoformat(timespec='seconds'), wandb_id=hashlib.sha256(os.urandom(16)).hexdigest()[:8])
-        _check(segmenter, data, loss)
         job = _Job(path, segmenter, keep_best, patience, pictures, _Progress(progress and args.process_index == 0), keep)
         _in_turn(job, args, data, loss, trackers, project, settings, info, resume)
         run = Run(path)
@@ -994,7 +1011,9 @@ def fit(
     segmenter.eval()
     return run
 
-# %% ../nbs/lib/13_train.ipynb #2d265d4c
+# %% ../nbs/lib/13_train.ipynb #cdcad957
+def _is_finished(path): return (path/'config.json').is_file() and Run(path).finished
+
 def _device_name(device):
     "What the run ran on."
     import platform
@@ -1005,7 +1024,9 @@ def _in_turn(job, args, data, loss, trackers, project, settings, info, resume):
     path, first = job.path, args.process_index == 0
     if first: path.mkdir(parents=True, exist_ok=True)
     with _locked(path) if first else nullcontext():
-        if first: _open_run(path, settings, info, resume)
+        if first:
+            if not (resume and _is_finished(path)): _check(job.segmenter, data, loss)
+            _open_run(path, settings, info, resume)
         if args.world_size > 1: dist.barrier()
         config = json.loads((path/'config.json').read_text())
         if not config.get('finished'): _train(job, args, data, loss, trackers, project, config)
