@@ -79,7 +79,7 @@ def check_pixels(given, row, mask, audit):
     if int(row['repaired']): return
     plain = [a for a in given['annotations'] if isinstance(a, dict) and type(a.get('image_id')) is int and str(a['image_id']) == row['image_id']]
     ids = [a.get('id') for a in plain]
-    if len(plain) != int(row['used']) + int(row['dropped']) or not all(type(i) is int for i in ids) or len(set(ids)) < len(ids): return
+    if len(plain) != int(row['used']) + int(row['dropped']) or not all(type(i) is int and abs(i) < 2**63 for i in ids) or len(set(ids)) < len(ids): return
     dropped = {r['annotation_id'] for r in audit if r['image_id'] == row['image_id']}
     used = [a for a in plain if str(a['id']) not in dropped]
     assert len(used) == int(row['used']), f'{len(used)} used, the index says {row}'

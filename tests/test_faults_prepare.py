@@ -122,7 +122,7 @@ def test_a_worker_killed_by_the_system(coco, wanted, tmp_path):
     if not children: pytest.skip('this system does not tell the children of a process')
     os.kill(children[-1], signal.SIGKILL)
     err = p.communicate(timeout=60)[1]
-    assert p.returncode == 1 and 'A worker process was stopped from outside' in err and err.count('\n') == 1
+    assert p.returncode == 1 and 'from outside' in err and 'run the same command again' in err and err.count('\n') == 1
     prepare(*coco, out, size=64, workers=2)
     assert digest(out) == wanted
 
@@ -139,7 +139,7 @@ def test_a_full_disk_keeps_what_is_done(coco, wanted, tmp_path):
             out = small/f'out{workers}'
             p = start(coco, out, workers=workers)
             err = p.communicate(timeout=60)[1]
-            assert p.returncode == 1 and 'The disk is full' in err and err.count('\n') == 1, err
+            assert p.returncode == 1 and 'disk is full' in err and err.count('\n') == 1, err
             assert n_masks(out) > 5 and not list(out.rglob('.tmp-*'))
             subprocess.run(['mount', '-o', 'remount,size=40m', small], check=True)
             prepare(*coco, out, size=64, workers=workers)
@@ -158,7 +158,7 @@ def test_a_write_that_fails(coco, wanted, tmp_path, monkeypatch, fatal):
         if writes[0] >= fatal: raise OSError(errno.ENOSPC, 'No space left on device')
         write(path, data)
     monkeypatch.setattr(masks, 'write_atomic', failing)
-    with pytest.raises(OSError, match='The disk is full: .* run the same command again'): prepare(*coco, out, size=64, workers=1)
+    with pytest.raises(OSError, match='disk is full.* again'): prepare(*coco, out, size=64, workers=1)
     monkeypatch.undo()
     prepare(*coco, out, size=64, workers=1)
     assert digest(out) == wanted
@@ -202,7 +202,7 @@ def test_two_on_the_same_folder(coco, wanted, tmp_path):
     out = tmp_path/'out'
     p = start(coco, out, workers=1)
     assert until(lambda: n_masks(out) > 0, p)
-    with pytest.raises((RuntimeError, ValueError), match='Another process is preparing'): prepare(*coco, out, size=64, workers=1)
+    with pytest.raises((RuntimeError, ValueError), match='[Aa]nother process'): prepare(*coco, out, size=64, workers=1)
     assert p.wait(timeout=60) == 0
     assert digest(out) == wanted
 

@@ -216,7 +216,7 @@ def cheating():
 
 
 POISON = {'up and away': zipped({**PHOTOS, '../evil.txt': b'x'}), 'deep up': zipped({**PHOTOS, 'toy/../../evil.txt': b'x'}),
-          'absolute': zipped({**PHOTOS, '/tmp/evil.txt': b'x'}), 'backslash': zipped({**PHOTOS, 'toy\\..\\..\\evil.txt': b'x'}),
+          'absolute': zipped({**PHOTOS, '/tmp/evil.txt': b'x'}), 'backslash': zipped({**PHOTOS, 'toy/..\\..\\evil.txt': b'x'}),
           'drive': zipped({**PHOTOS, 'C:/evil.txt': b'x'}), 'elsewhere': zipped({**PHOTOS, 'annotations/instances_toy.json': b'x'}),
           'link': zipped({**link('toy/link', '../..'), 'toy/link/evil.txt': b'x'}), 'bomb': bomb()}
 
