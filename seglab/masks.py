@@ -229,15 +229,17 @@ def _cut_deep(data):
     if depth >= _DEPTH: raise ValueError('its brackets do not close')
     return b''.join(out + [data[start:]])
 
-# %% ../nbs/00_masks.ipynb #7224a738
+# %% ../nbs/00_masks.ipynb #6e6f60c3
 def _parse_int(s): return int(s) if len(s) < 300 else math.inf
 
 def _loads(data, name):
     "JSON -> Python values by Python's own parser, which takes NaN and Infinity; what is hopeless is one ValueError."
+    def parse(text): return json.loads(text, parse_int=_parse_int)
     data = bytes(data)
     try:
-        try: return json.loads(data, parse_int=_parse_int)
-        except RecursionError: return json.loads(_cut_deep(data), parse_int=_parse_int)
+        try: return parse(data)
+        except RecursionError: return parse(_cut_deep(data).decode('utf-8', 'replace'))
+        except UnicodeDecodeError: return parse(data.decode('utf-8', 'replace'))
     except (ValueError, RecursionError) as e:
         raise ValueError(f'{name} is not JSON ({str(e)[:100]}): give a COCO annotation file, such as instances_val2017.json') from None
 
@@ -363,13 +365,14 @@ def _rle(seg, h, w):
     if (c > h*w).any() or c.sum() != h*w: raise _Bad('rle_sum', f'counts sum to {sum(c.tolist())}, the photo has {h*w} pixels')
     return c, ['rle_float_counts'] if any(type(x) is float for x in counts) else []
 
-# %% ../nbs/00_masks.ipynb #930594cb
+# %% ../nbs/00_masks.ipynb #e75b46d7
 def _judge(ann, h, w):
     "One annotation on a photo of h×w -> (runs, codes of repairs), or _Bad."
     raw = bytes(ann.segmentation)
     if raw in (b'', b'null'):
         raise _Bad('missing_segmentation', 'no segmentation') if bytes(ann.bbox) in (b'', b'null', b'[]') else _Bad('bbox_only', 'a box is no mask')
-    seg = _loads(raw, 'the segmentation')
+    try: seg = _loads(raw, 'the segmentation')
+    except ValueError: raise _Bad('not_json', 'the segmentation cannot be read') from None
     if isinstance(seg, dict):
         counts, codes = _rle(seg, h, w)
         runs = _counts_to_runs(counts, h)
@@ -607,7 +610,7 @@ class _BadImage(ValueError):
     "Why a photo cannot be used: a code for the audit, and a sentence."
     def __init__(self, code, text): super().__init__(text); self.code = code
 
-# %% ../nbs/00_masks.ipynb #c4af01f9
+# %% ../nbs/00_masks.ipynb #2138c754
 def _image_bytes(path):
     "The bytes of a regular file of sane length."
     name = os.path.basename(path)
@@ -616,11 +619,14 @@ def _image_bytes(path):
     except OSError as e:
         if e.errno not in (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EISDIR): raise
         raise _BadImage('image_missing', f'{name[:80]}: it cannot be opened ({e.strerror})') from None
-    with open(fd, 'rb', buffering=0) as f:
+    try:
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode): raise _BadImage('image_unreadable', f'{name} is no regular file')
         if st.st_size > _MAX_BYTES: raise _BadImage('image_too_large', f'{name} has {st.st_size:,} bytes, more than {_MAX_BYTES:,}')
-        return f.readall()
+        data = os.read(fd, st.st_size + 1)
+        while more := os.read(fd, 2**24): data += more
+        return data
+    finally: os.close(fd)
 
 def _check_pixels(name, h, w):
     if h*w > MAX_PIXELS: raise _BadImage('image_too_large', f'{name} declares {h:,}×{w:,} pixels, more than the {MAX_PIXELS:,} that are safe to decode')
@@ -716,13 +722,13 @@ def overlay(
     mixed = (image*(1 - alpha) + colorize(mask, colors)*alpha).round().astype(np.uint8)
     return np.where((mask == BACKGROUND)[..., None], image, mixed)
 
-# %% ../nbs/00_masks.ipynb #93b7380b
+# %% ../nbs/00_masks.ipynb #3b55621f
 def show_image(
     image:np.ndarray, # (H,W,3) or (H,W) uint8
     ax=None,          # matplotlib axes; None makes new ones
     title:str=None,   # words above
     **kw,             # for `ax.imshow`
-): # the axes
+) -> 'matplotlib.axes.Axes': # the axes
     "Show a picture without ticks."
     if ax is None:
         import matplotlib.pyplot as plt
@@ -732,27 +738,27 @@ def show_image(
     if title: ax.set_title(title, fontsize=9)
     return ax
 
-# %% ../nbs/00_masks.ipynb #a6721647
+# %% ../nbs/00_masks.ipynb #60a3830b
 def legend(
     names:dict,  # pixel value -> name
     ax,          # matplotlib axes
     colors=None, # (K,3) uint8 RGB, row = pixel value; None takes `palette`
     **kw,        # for `ax.legend`
-): # the axes
+) -> 'matplotlib.axes.Axes': # the axes
     "Write beside a picture which colour is what."
     from matplotlib.patches import Patch
     boxes = [Patch(facecolor=colorize(np.uint8([[v]]), colors)[0, 0]/255, edgecolor='.4', label=name) for v, name in names.items()]
     ax.legend(handles=boxes, **dict(loc='center left', bbox_to_anchor=(1.01, .5), fontsize=8, frameon=False) | kw)
     return ax
 
-# %% ../nbs/00_masks.ipynb #67743a58
+# %% ../nbs/00_masks.ipynb #db0803cf
 def show_mask(
     mask:np.ndarray, # (H,W) uint8
     names:dict=None, # pixel value -> name; what occurs gets a legend
     ax=None,         # matplotlib axes; None makes new ones
     title:str=None,  # words above
     colors=None,     # (K,3) uint8 RGB, row = pixel value; None takes `palette`
-): # the axes
+) -> 'matplotlib.axes.Axes': # the axes
     "Show a mask in its colours, with a legend of what occurs in it."
     ax = show_image(colorize(mask, colors), ax, title)
     if names is None: return ax
