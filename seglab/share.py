@@ -44,7 +44,7 @@ def _load(run):
     from seglab.model import Segmenter
     return Segmenter.from_pretrained(_best(run)[1] if Path(run).exists() else run)
 
-# %% ../nbs/lib/14_share.ipynb #17d3deed
+# %% ../nbs/lib/14_share.ipynb #23bd2c2d
 def _files(folder):
     "The regular files below a folder; a link is an error"
     for path in sorted(Path(folder).rglob('*')):
@@ -61,6 +61,7 @@ def _json_bytes(path):
 
 def parcel(
     run, # a Run, or the path of a run folder or of a saved model
+    **card, # for the model card: data, license, title, ...; what is None is left out
 )->dict: # name in the parcel -> path of the file, or its content as bytes
     "What of a run is sent when it is shared: the model, its card, its curves and settings."
     path, best = _best(run)
@@ -76,19 +77,29 @@ def parcel(
             if f.exists(): out[f'training/{name}'] = _json_bytes(f) if f.suffix == '.json' else f
         pictures = [f for f in _files(path/'pictures') if f.suffix in ('.png', '.jpg')]
         if pictures: out[f'training/pictures/{pictures[-1].name}'] = pictures[-1]
-    out['README.md'] = _card(path, best).encode()
+    out['README.md'] = _card(path, best, **{k: v for k, v in card.items() if v is not None}).encode()
     return dict(sorted(out.items()))
 
-# %% ../nbs/lib/14_share.ipynb #6180654a
-def _card(path, best):
-    "The model card, from the numbers of the run as they are now"
-    from seglab.model import model_card
-    return model_card(_load(best), _scores(path))
-
+# %% ../nbs/lib/14_share.ipynb #354c72d6
 def _scores(path):
     "The scores of the best epoch, where the run has kept them"
-    from seglab.train import Run
-    return Run(path).scores if (path/'config.json').exists() and (path/'best').exists() else None
+    file = path/'best'/'scores.json' if (path/'best').exists() else path/'scores.json'
+    return {k: v for k, v in json.loads(file.read_text()).items() if k not in ('loss', 'step', 'epoch', 'confusion_matrix')} \
+        if file.is_file() else {}
+
+def _recipe(path):
+    "How it was trained, in a sentence, where the run says so"
+    file = path/'config.json'
+    s = json.loads(file.read_text()).get('settings', {}) if file.is_file() else {}
+    if not {'epochs', 'lr', 'batch_size'} <= s.keys(): return ''
+    return (f"## Training\n\n{s['epochs']:g} epochs on {s.get('train_images', 'some')} photos: loss {s.get('loss', 'ce')}, AdamW, "
+            f"learning rate {s['lr']:g}, batches of {s['batch_size']}, seed {s.get('seed', 0)}; the weights are those of the "
+            f"epoch with the best validation {s.get('keep_best', 'loss')}. All settings are in `training/config.json`.")
+
+def _card(path, best, **card):
+    "The model card, from the numbers of the run as they are now"
+    from seglab.model import model_card
+    return model_card(_load(best), _scores(path), **(dict(notes=_recipe(path)) | card))
 
 # %% ../nbs/lib/14_share.ipynb #39defdd2
 @dataclass
@@ -144,7 +155,7 @@ def _to_hub(files, repo, private, message):
         raise ConnectionError(f"the Hub answered {answer.status_code} for {repo!r}; push again later") from e
     return Shared('hub', str(address), list(files))
 
-# %% ../nbs/lib/14_share.ipynb #5558ab99
+# %% ../nbs/lib/14_share.ipynb #de6a2366
 def _to_wandb(files, project, name, run):
     "The parcel as a W&B artifact"
     import wandb
@@ -153,7 +164,7 @@ def _to_wandb(files, project, name, run):
     settings = wandb.Settings(silent=True, console='off', mode='offline' if offline else 'online')
     with tempfile.TemporaryDirectory() as folder:
         _pack(files, folder)
-        artifact = wandb.Artifact(name or path.resolve().name, type='model', metadata=_scores(path) or {})
+        artifact = wandb.Artifact(name or path.resolve().name, type='model', metadata=_scores(path))
         artifact.add_dir(folder)
         with wandb.init(project=project, job_type='share', dir=path, settings=settings) as tracker:
             tracker.log_artifact(artifact, aliases=['best', 'latest'])
@@ -161,7 +172,7 @@ def _to_wandb(files, project, name, run):
             log = Path(tracker.settings.sync_dir)
     return Shared('wandb', where, list(files), f'offline; `wandb sync {log}` sends it' if offline else '')
 
-# %% ../nbs/lib/14_share.ipynb #78cf3995
+# %% ../nbs/lib/14_share.ipynb #cb16250c
 def push(
     run, # a Run, or the path of a run folder or of a saved model
     to:str='folder', # 'folder', 'hub' or 'wandb'
@@ -171,11 +182,12 @@ def push(
     message:str='Share a model trained with seglab', # hub: the commit's message
     project:str='seglab', # wandb: the project
     name:str=None, # wandb: the artifact's name; default the run's
+    **card, # for the model card: data (in words), license, title
 )->Shared: # what was sent, and where to
     "Share a run: the model, its card, its curves; nothing else leaves."
     ways = {'folder', 'hub', 'wandb'}
     if to not in ways: raise ValueError(f"a run can be shared to {', '.join(sorted(ways))}, not to {to!r}")
-    files = parcel(run)
+    files = parcel(run, **card)
     if to == 'folder': return _to_folder(files, out, run)
     if to == 'hub': return _to_hub(files, repo, private, message)
     return _to_wandb(files, project, name, run)
@@ -332,7 +344,7 @@ class Predictions:
     def __str__(self): return f"{len(self.done)} masks in {self.path}"
     __repr__ = __str__
 
-# %% ../nbs/lib/14_share.ipynb #fe4ae818
+# %% ../nbs/lib/14_share.ipynb #bf8dbbb7
 def _png(image):
     import cv2
     ok, data = cv2.imencode('.png', image)
@@ -353,7 +365,7 @@ def predict_files(
     progress:bool=None, # show progress? default: in a terminal
 )->Predictions: # folder, what was done, what failed and why
     "Masks for files, folders and patterns, each at its photo's own size."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     out, model = Path(out), _load(run)
     if out.is_file(): raise ValueError(f"{out} is a file; give a folder to write to")
     values, numbers = _values(model.labels, values)
@@ -365,7 +377,7 @@ def predict_files(
     for i, (path, stem) in enumerate(zip(tqdm(paths, unit='image', disable=None if progress is None else not progress), _stems(paths)), 1):
         try: image = read_image(path)
         except (ValueError, OSError) as e:
-            result.failed[str(path)] = ' '.join(str(e).split())
+            result.failed[str(path)] = ' '.join(str(e).split()).removeprefix(path.name).strip()
             rows.append([path, '', '', '', result.failed[str(path)]])
             continue
         indices = model.predict(image)                                                     # (H,W)
