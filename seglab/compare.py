@@ -748,14 +748,14 @@ def show_curves(self:Comparison)->plt.Figure: # losses on the left, mean IoU on 
 
 def _column(table, *names): return next((n for n in names if n in table), names[0])
 
-# %% ../nbs/04_compare.ipynb #e46def9c
+# %% ../nbs/04_compare.ipynb #149922ca
 _CSS = '''
 :root{color-scheme:light;--line:#d9dde3;--soft:#f5f6f8;--ink:#1c232b;--mute:#5a6673;--blue:#0b62a8}
 *{box-sizing:border-box}body{margin:0;font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:#fff}
 main{max-width:1080px;margin:auto;padding:1.2rem 1rem 4rem}h1{font-size:1.7rem;line-height:1.2;margin:.4rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .6rem}
 h1,p,li,figcaption,td,th,label,option{overflow-wrap:anywhere}.lead{font-size:1.1rem;border-left:4px solid var(--blue);background:var(--soft);padding:.6rem .9rem;margin:.6rem 0}
 .mute{color:var(--mute);font-size:.9rem}.scroll{overflow-x:auto;max-width:100%}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}
+th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}th[scope=row]{position:sticky;left:0;background:#fff;max-width:11rem;white-space:normal}
 thead th{border-bottom:2px solid var(--ink);vertical-align:bottom}.charts{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}
 .charts figure{margin:0;max-width:100%;width:min-content;min-width:min(100%,15rem)}.charts img{max-width:calc(100vw - 2rem);height:auto;display:block}figcaption{font-size:.85rem;color:var(--mute)}
 .bar{display:flex;flex-wrap:wrap;gap:.5rem .8rem;align-items:center;margin:.5rem 0}.bar select{max-width:100%;min-width:0}
