@@ -572,7 +572,7 @@ def _clock_text(seconds):
     s = round(seconds)
     return f'{s} s' if s < 60 else f'{s//60}:{s%60:02} min' if s < 3600 else f'{s//3600}:{s//60%60:02} h'
 
-# %% ../nbs/lib/13_train.ipynb #6b55a2cd
+# %% ../nbs/lib/13_train.ipynb #cffa1b62
 class _Job:
     "The settings of one call of `fit` that its callback needs."
     def __init__(self, path, segmenter, keep_best, patience, pictures, progress, keep_checkpoints):
@@ -613,7 +613,8 @@ def save_best(self:_Job, trainer, state):
     shutil.rmtree(new, ignore_errors=True)
     info = dict(trainer.scores, step=state.global_step, epoch=state.epoch)
     with _contiguous(self.segmenter):
-        self.segmenter.save_pretrained(new, scores=info)
+        self.segmenter.save_pretrained(new, scores={k: v for k, v in trainer.scores.items() if k != 'loss'},
+                                       notes=f'Best weights of epoch {state.epoch:.4g}, validation loss {trainer.scores["loss"]:.4f}.')
         buf = io.BytesIO()
         torch.save({k: v.cpu() for k, v in self.segmenter.net.state_dict().items()}, buf)
     write_atomic(new/'best_model.pth', buf.getvalue())
@@ -889,7 +890,7 @@ def _open_run(path, settings, info, resume):
         raise ValueError(f'{path.name!r} is not empty and holds no run: give another name= or out=.')
     write_atomic(file, json.dumps(dict(settings=settings, **info), indent=1).encode())
 
-# %% ../nbs/lib/13_train.ipynb #76b240d9
+# %% ../nbs/lib/13_train.ipynb #18c45d36
 @contextmanager
 def _quiet():
     "transformers' chatter silenced for a while: it speaks of things the user never made."
@@ -935,7 +936,7 @@ def _train(job, args, data, loss, trackers, project, config):
     callback.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     if 'wandb' in trackers and args.process_index == 0 and os.environ.get('WANDB_MODE') != 'disabled':
-        job.wandb = _Wandb(job, project, config, config['wandb_id'])
+        job.wandb = _Wandb(job, project, config, config['name'], config['wandb_id'])
     start, last, failed = time.perf_counter(), _last_checkpoint(job.path), True
     if last: state = trainer.state.load_from_json(str(last/'trainer_state.json'))
     try:
