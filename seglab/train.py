@@ -65,7 +65,7 @@ def _foreign(func):
 
 _TERMS = dict(ce=_ce, dice=_dice, focal=_focal, lovasz=_lovasz)
 
-# %% ../nbs/lib/13_train.ipynb #d4a729c0
+# %% ../nbs/lib/13_train.ipynb #b9ecfaf2
 class SegLoss(nn.Module):
     "A weighted sum of loss terms, each kept as (sum, divisor) until the end."
     def __init__(self,
@@ -103,7 +103,9 @@ class SegLoss(nn.Module):
         "The loss of one batch."
         return self.join(*self.sums(logits, labels))
 
-    def extra_repr(self): return self.name + (', class weights' if self.weight is not None else '')
+    def extra_repr(self)->str: # what printing the module shows
+        "The loss' name."
+        return self.name + (', class weights' if self.weight is not None else '')
 
 # %% ../nbs/lib/13_train.ipynb #02503204
 def get_loss(
@@ -730,11 +732,11 @@ class Run:
         self.scores
         return Segmenter.from_pretrained(self.best).eval()
 
-# %% ../nbs/lib/13_train.ipynb #3cd3848f
+# %% ../nbs/lib/13_train.ipynb #1ee17f6a
 @patch
 def plot(self:Run,
     figsize:tuple=(8, 2.6), # width, height in inches
-): # matplotlib figure
+)->'Figure': # of matplotlib, already closed, so that it shows once
     "Losses on the left, mean IoU on the right, the best epoch marked."
     import matplotlib.pyplot as plt
     h = self.history
