@@ -49,7 +49,7 @@ def test_bit_for_bit(coco, tmp_path, crowd, overlap):
     file = read_coco(FILE)
     items = m._plan([file], [.2])[0]
     table, other, _ = m._choose(file.categories, None, 'category_id')
-    sizes = [None, (256, 256)] + (([(97, 300), (700, 700)] if (crowd, overlap) == ('ignore', 'smallest') else [])
+    sizes = [None, (256, 256)] + ([(97, 300), (700, 700)] if (crowd, overlap) == ('ignore', 'smallest') else [])
     for item in items:
         im, anns = coco[item.image_id]
         want = painted(im, anns, crowd, overlap)
