@@ -882,7 +882,7 @@ def _save(item, job, image, mask, lossless):
     write_atomic(os.path.join(job['out'], 'masks', item.stem + '.png'), _png(mask))
     return suffix
 
-# %% ../nbs/00_masks.ipynb #797139e7
+# %% ../nbs/00_masks.ipynb #32d1ac7e
 def _one(item, job):
     "Prepare one photo: read, judge, paint, resize, write."
     done = _Done(item.k)
@@ -900,7 +900,7 @@ def _one(item, job):
         verdicts = [('dropped', e.code, done.detail)]*len(item.anns)
     for a, (action, code, detail) in zip(item.anns, verdicts):
         setattr(done, action, getattr(done, action) + 1)
-        if action != 'used': done.rows.append([a.id, item.image_id, a.category_id, action, code, detail])
+        if action != 'used': done.rows.append([a.id, item.image_id, a.category_id, action, code, _text(detail, '')])
     return done
 
 def _many(items, job):
