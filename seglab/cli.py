@@ -66,12 +66,13 @@ def _sentence(error):
         return f'{error.strerror}: {error.filename}'
     return ' '.join(str(error).split()) or type(error).__name__
 
-# %% ../nbs/lib/15_cli.ipynb #cc6b7274
+# %% ../nbs/lib/15_cli.ipynb #811329ac
 def _run(func, example, argv=None):
     "Parse, call, print what came back; the exit code"
     args = vars(_parser(func, example).parse_args(argv))
     os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    if not sys.stderr.isatty(): os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
     if not sys.warnoptions: warnings.simplefilter('ignore')
     try:
         result = func(**args)
@@ -89,12 +90,12 @@ def _run(func, example, argv=None):
         print(f'{func.__name__}: {_sentence(e)}', file=sys.stderr)
         return 1
 
-# %% ../nbs/lib/15_cli.ipynb #b2b4aaab
+# %% ../nbs/lib/15_cli.ipynb #8d8ce010
 commands = {}  # name -> function, in the order of the work
 
 def command(
     example:str, # a line to show below the help
-): # a decorator; the function works as before, and as a shell command under its own name
+)->object: # a decorator; the function works as before, and as a shell command under its own name
     "Make a function a shell command: its signature becomes the options, its comments the help."
     def decorate(func):
         @wraps(func)
@@ -144,17 +145,17 @@ def _paths(text):
     "One path, or several with commas between them"
     return text if not isinstance(text, str) or Path(text).exists() or ',' not in text else _listed(text)
 
-# %% ../nbs/lib/15_cli.ipynb #1d7cb62b
+# %% ../nbs/lib/15_cli.ipynb #51081276
 @command('seglab_fetch val2017 data/raw')
 def seglab_fetch(
     split:str, # val2017 (1 GB, 5,000 photos) or train2017 (19 GB, 118,287 photos)
     out:str, # the folder to put annotations/ and the photos in
-):
+)->Path: # the folder
     "Download COCO from its own server: goes on after a break, verifies, unpacks."
     from seglab.sample import fetch_coco
     return fetch_coco(split, out)
 
-# %% ../nbs/lib/15_cli.ipynb #9bf8dc60
+# %% ../nbs/lib/15_cli.ipynb #f6000149
 @command('seglab_prepare data/raw/annotations/instances_val2017.json data/raw/val2017 data/processed')
 def seglab_prepare(
     annotations:str, # COCO annotation file; several with commas between them
@@ -170,14 +171,14 @@ def seglab_prepare(
     split:str='0.2', # share for validation; or val=0.1,test=0.1; or a name for each annotation file
     workers:int=None, # processes; as many as there are cores when not given
     pack:bool=False, # also write images.npy and masks.npy, for fast training?
-):
+)->object: # Prepared, the summary of what was done
     "COCO annotations and photos to images and masks, with every annotation accounted for."
     from seglab.masks import prepare
     return prepare(_paths(annotations), _paths(images), out, size=_size(size), fit=fit, crowd=crowd, overlap=overlap,
                    values=values, keep=keep and [_value(k) for k in _listed(keep)], n_images=n_images, split=_split(split),
                    workers=workers, pack=pack)
 
-# %% ../nbs/lib/15_cli.ipynb #2b965458
+# %% ../nbs/lib/15_cli.ipynb #b4fd2ac5
 def _label_choice(text):
     "A preset, or names with commas"
     return _listed(text) if isinstance(text, str) and ',' in text else text
@@ -207,7 +208,7 @@ def seglab_train(
     report_to:str='none', # wandb, tensorboard, mlflow, trackio; several with commas
     resume:bool=True, # go on with a run that is there, rather than start again?
     set:str=None, # more of transformers' TrainingArguments, as bf16=true,warmup_steps=100
-):
+)->object: # Run, the run's folder read back
     "Train a model on a prepared folder; keep the best weights and write everything down."
     from seglab.dataset import load_data
     from seglab.model import build_model
@@ -222,7 +223,7 @@ def seglab_train(
                workers=workers, class_weights=class_weights, keep_best=keep_best, patience=patience, resume=resume,
                report_to=_listed(report_to), **more)
 
-# %% ../nbs/lib/15_cli.ipynb #d8059143
+# %% ../nbs/lib/15_cli.ipynb #36cc8078
 @command('seglab_compare data/processed report runs/unet runs/segformer')
 def seglab_compare(
     data:str, # prepared folder
@@ -235,13 +236,13 @@ def seglab_compare(
     workers:int=0, # processes that load photos
     device:str=None, # cuda, cpu, ...; the best there is
     measure:bool=True, # measure latency, throughput and memory too?
-):
+)->object: # Comparison, which prints as a table
     "Score runs on the same masks by one formula; say which is better where that can be said."
     from seglab.compare import compare
     return compare(run, data, out, split=split, n_images=n_images, n_photos=n_photos, batch_size=batch_size,
                    workers=workers, device=device, measure=measure)
 
-# %% ../nbs/lib/15_cli.ipynb #243c9f55
+# %% ../nbs/lib/15_cli.ipynb #3539852d
 @command("seglab_predict runs/unet predictions holiday/ 'more/*.jpg' --coco_json")
 def seglab_predict(
     run:str, # run folder, saved model, or a name on the Hub
@@ -250,14 +251,14 @@ def seglab_predict(
     values:str=None, # what masks hold: category_id or class_index [category_id where each class is one category]
     overlay:bool=True, # also write each photo with its mask laid over it?
     coco_json:bool=False, # also write annotations.json, in COCO's form with RLE?
-):
+)->object: # Predictions, what was done and what was not
     "Masks for photos, each at its own size; photos that cannot be read are named at the end."
     from seglab.share import predict_files
     done = predict_files(run, image, out, values=values, with_overlay=overlay, coco_json=coco_json)
     if done.failed: raise ValueError(done.complaint)
     return done
 
-# %% ../nbs/lib/15_cli.ipynb #6740b717
+# %% ../nbs/lib/15_cli.ipynb #cd89b907
 @command('seglab_share runs/unet --to hub --repo ada/unet-coco --private')
 def seglab_share(
     run:str, # run folder or saved model
@@ -267,11 +268,14 @@ def seglab_share(
     private:bool=False, # hub: visible to its owners only?
     project:str='seglab', # wandb: the project
     name:str=None, # wandb: the artifact's name [the run's]
-):
+    data:str=None, # model card: what it was trained on, in words
+    license:str=None, # model card: your licence, where the base weights leave the choice
+)->object: # Shared, what was sent; the file's path for ONNX
     "Share a trained model: as a folder, on the Hub, as a W&B artifact, or as an ONNX file."
     from seglab.share import export_onnx, push
     if to == 'onnx': return export_onnx(run, out)
-    return push(run, to, out=out, repo=repo, private=private, project=project, name=name)
+    return push(run, to, out=out, repo=repo, private=private, project=project, name=name,
+                data=data, license=license)
 
 # %% ../nbs/lib/15_cli.ipynb #457ef5db
 class _Stages:
@@ -309,7 +313,7 @@ def _table(comparison, runs):
     lines = ['  '.join(f'{c:<{w}}' for c, w in zip(r, widths)).rstrip() for r in rows]
     return '\n'.join([lines[0], '-'*len(lines[0]), *lines[1:]])
 
-# %% ../nbs/lib/15_cli.ipynb #0b2b6cd3
+# %% ../nbs/lib/15_cli.ipynb #3c9e1498
 def _demo_photos(out, coco, n_images):
     "(annotation files, photo folders): a COCO folder's, or freshly drawn ones"
     from seglab.sample import find_coco, make_sample
@@ -338,12 +342,12 @@ def seglab_demo(
     n_images:int=None, # how many photos [96 drawn ones, or all of --coco]
     size:str='128', # side of the training images in pixels, or HEIGHTxWIDTH
     labels:str='things', # classes, as for seglab_train; things is object against background
-    epochs:float=10., # passes over the photos for each model
+    epochs:float=8., # passes over the photos for each model
     lr:float=1e-3, # learning rate; high, since the weights start at random
-    batch_size:int=8, # photos in a step
+    batch_size:int=4, # photos in a step
     weights:str='none', # none (random: no network needed) or auto (pretrained, from the Hub)
     seed:int=0, # order, augmentation
-):
+)->None: # prints a table and the path of the report
     "The whole job: photos, masks, U-Net and SegFormer, comparison, report. Goes on where it stopped."
     from seglab.compare import compare
     from seglab.masks import prepare
@@ -359,9 +363,9 @@ def seglab_demo(
     result = stages('compare: both on the same validation photos', compare, runs, out/'processed', out/'report')
     print(f"\n{_table(result, runs)}\n\n{result.differences[0]['verdict']}\n\nreport: {out/'report'/'report.html'}")
 
-# %% ../nbs/lib/15_cli.ipynb #79bc07d2
+# %% ../nbs/lib/15_cli.ipynb #98f2fe2b
 @command('seglab_help')
-def seglab_help(): 
+def seglab_help()->None: # prints
     "List the commands."
     print(f'seglab {__version__}: COCO annotations to masks, U-Net and SegFormer, one honest comparison\n')
     for name, func in commands.items(): print(f'  {name:<16}{func.__doc__}')

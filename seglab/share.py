@@ -101,7 +101,7 @@ def _card(path, best, **card):
     from seglab.model import model_card
     return model_card(_load(best), _scores(path), **(dict(notes=_recipe(path)) | card))
 
-# %% ../nbs/lib/14_share.ipynb #39defdd2
+# %% ../nbs/lib/14_share.ipynb #ef511195
 @dataclass
 class Shared:
     "What was sent, and where to."
@@ -110,7 +110,7 @@ class Shared:
     files:list # names of the files in the parcel
     note:str='' # anything one should know, such as that it was offline
 
-    def __str__(self): return f"{len(self.files)} files to {self.where}{': ' if self.note else ''}{self.note}\n  " + '\n  '.join(self.files)
+    def __str__(self): return f"{len(self.files)} file{'s'*(len(self.files) != 1)} to {self.where}{': ' if self.note else ''}{self.note}\n  " + '\n  '.join(self.files)
     __repr__ = __str__
 
 def _pack(files, folder):

@@ -6,7 +6,7 @@ import cv2, numpy as np, pytest
 COMMANDS = ['seglab_fetch', 'seglab_prepare', 'seglab_train', 'seglab_compare', 'seglab_predict', 'seglab_share', 'seglab_demo', 'seglab_help']
 CODE = 'import sys; sys.argv[0] = {0!r}; from seglab.cli import {0} as f; sys.exit(f())'
 
-def run(command, *args, env=None, cwd=None, timeout=300):
+def run(command, *args, env=None, cwd=None, timeout=900):
     return subprocess.run([sys.executable, '-c', CODE.format(command), *map(str, args)], capture_output=True, text=True, timeout=timeout, cwd=cwd,
                           env={**os.environ, 'COLUMNS': '100', 'HF_HUB_OFFLINE': '1', **(env or {})})
 

@@ -161,7 +161,7 @@ def share(run, *args, endpoint='', token='hf_test', home, **env):
     clean |= dict(HF_ENDPOINT=endpoint, HF_HOME=str(home), HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1', **env)
     if token: clean['HF_TOKEN'] = token
     code = 'import sys; sys.argv[0] = "seglab_share"; from seglab.cli import seglab_share; sys.exit(seglab_share())'
-    return subprocess.run([sys.executable, '-c', code, str(run), *args], capture_output=True, text=True, env=clean, timeout=300)
+    return subprocess.run([sys.executable, '-c', code, str(run), *args], capture_output=True, text=True, env=clean, timeout=900)
 
 def test_hub_gets_the_parcel_and_nothing_else(run, hub, tmp_path):
     done = share(run, '--to', 'hub', '--repo', 'ada/unet', '--private', endpoint=hub.address, home=tmp_path/'hf')
