@@ -42,7 +42,7 @@ def _bincount(
     col = torch.where((pred >= 0) & (pred < K), pred, K).to(small)
     return torch.bincount(row * (K + 1) + col, minlength=(K + 2) * (K + 1)).view(K + 2, K + 1)
 
-# %% ../nbs/lib/11_metrics.ipynb #f2f7a062
+# %% ../nbs/lib/11_metrics.ipynb #1cbce8d6
 def _is_byte(t):
     "Do all values fit in a byte?"
     if t.dtype in (torch.uint8, torch.bool): return True
@@ -55,7 +55,7 @@ def _argmax(
 )->torch.Tensor: # (B,...) uint8 or int64, the most likely class
     "The most likely class; on a CPU by a running maximum, which reads memory in order."
     K = logits.shape[1]
-    dense = logits.device.type != 'cpu' or logits.stride(1) == 1 or not 2 < K < 256
+    dense = logits.device.type != 'cpu' or logits.stride(1) == 1 or not 1 < K < 256
     if dense: return logits.argmax(1)
     out = torch.zeros_like(logits[:, 0], dtype=torch.uint8)
     for image, best_k in zip(logits.detach(), out):
