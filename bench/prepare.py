@@ -55,9 +55,10 @@ def ours_masks(annotations, photos, out, n):
     file = seglab_masks.read_coco(annotations)
     table, other, _ = seglab_masks._choose(file.categories, None, 'category_id')
     job = dict(values=table, other=other, crowd='ignore', overlap='smallest', size_hw=(SIZE, SIZE), fit='squash')
-    for item in seglab_masks._plan([file], [.2], n)[0]:
-        mask, _ = seglab_masks._masks(item.anns, item.height, item.width, job)
-        seglab_masks.write_atomic(f'{out}/masks/{item.stem}.png', seglab_masks._png(mask))
+    items = seglab_masks._plan([file], [.2], n)[0]
+    for some in (items[i:i + 16] for i in range(0, len(items), 16)):
+        for item, (mask, _) in zip(some, seglab_masks._masks([(i.anns, i.height, i.width) for i in some], job)):
+            seglab_masks.write_atomic(f'{out}/masks/{item.stem}.png', seglab_masks._png(mask))
 
 def floor(annotations, photos, out, n):
     "Nothing but decoding the photos at full size: what no exact pipeline can do without."

@@ -100,38 +100,40 @@ def _crossings(p, q, first, n):
     if len(tall): v[tall] = _tall_rows(x0[tall], y0[tall], k[tall], 5*X[tall] + 3)
     return edge, X.astype(np.int64), v.astype(np.int64)
 
-# %% ../nbs/00_masks.ipynb #3273110d
-_MANY = 2**21   # crossings worked on at a time
+# %% ../nbs/00_masks.ipynb #57b2038a
+_MANY = 2**20   # crossings worked on at a time
 
 def _marks(p, q, ring, h, w):
-    "All crossings as sorted integers: ring, column and row in one; in pieces, should they be very many."
+    "All crossings as sorted integers, ring, column and row in one; in pieces, should they be very many. h, w: of each edge's photo."
     first, n = _columns(p, q, w)
-    total, bits, shift = int(n.sum()), (h + 1).bit_length(), (h + 1).bit_length() + w.bit_length()
-    if total > 32*_MANY: raise _Bad('too_complex', f'its outline crosses {total:,} pixel columns')
-    ends = np.searchsorted(np.cumsum(n), np.arange(_MANY, total, _MANY)) if total > _MANY else ()
+    bits = (int(h.max()) + 1).bit_length()
+    total, shift = int(n.sum()), bits + int(w.max()).bit_length()
+    if total > 8*_MANY: raise _Bad('too_complex', f'its outline crosses {total:,} pixel columns')
+    ends = np.searchsorted(np.cumsum(n), np.arange(_MANY, total, _MANY)).tolist() if total > _MANY else []
     key = np.zeros(0, np.int64)
     for a, b in zip([0, *ends], [*ends, len(n)]):
         edge, X, v = _crossings(p[a:b], q[a:b], first[a:b], n[a:b])
-        y = np.minimum(np.maximum((v + 2)//5, 0), h)
-        key = np.concatenate([key, ring[a:b][edge] << shift | X << bits | y]) if len(key) else ring[a:b][edge] << shift | X << bits | y
+        y = np.minimum(np.maximum((v + 2)//5, 0), h[a:b][edge])
+        key = np.concatenate([key, ring[a:b][edge] << shift | X << bits | y])
         key.sort()
-        if len(ends): key, times = np.unique(key, return_counts=True); key = key[times % 2 == 1]
+        if ends: key, times = np.unique(key, return_counts=True); key = key[times % 2 == 1]
     return key, bits, shift
 
-# %% ../nbs/00_masks.ipynb #f8d9fdfc
+# %% ../nbs/00_masks.ipynb #7fe0a296
 def _rings_to_runs(xy, n_points, h, w):
-    "Rings -> runs (ring, column, first row, row after the last), sorted."
+    "Rings -> runs (ring, column, first row, row after the last), sorted. h, w: of each ring's photo."
     p, q = _edges(xy, n_points)
-    key, bits, shift = _marks(p, q, np.repeat(np.arange(len(n_points)), n_points), h, w)
+    ring, h, w = np.repeat([np.arange(len(n_points)), h, w], n_points, axis=1)
+    key, bits, shift = _marks(p, q, ring, h, w)
     a, b = key[0::2], key[1::2]                                            # one mark opens, the next closes
     keep = a != b
     a, length = a[keep], (b - a)[keep]
     y0 = a & (1 << bits) - 1
     return a >> shift, a >> bits & (1 << shift - bits) - 1, y0, y0 + length
 
-# %% ../nbs/00_masks.ipynb #af231f89
+# %% ../nbs/00_masks.ipynb #80749b83
 def _union(part, X, y0, y1, h, w):
-    "Merge the runs of each part that overlap or touch."
+    "Merge the runs of each part that overlap or touch; no photo is larger than h×w."
     column = (part*w + X)*(h + 1)
     key = np.sort(np.concatenate([(column + y0)*2, (column + y1)*2 + 1]))  # openings sort before closings
     stop = np.flatnonzero(np.cumsum(1 - 2*(key & 1)) == 0)
@@ -381,7 +383,7 @@ def _judge(ann, h, w):
     if not isinstance(seg, list): raise _Bad('missing_segmentation', f'segmentation is a {type(seg).__name__}')
     return _judge_polygon(seg, h, w)
 
-# %% ../nbs/00_masks.ipynb #40d0db3f
+# %% ../nbs/00_masks.ipynb #0dfa5c3a
 def _judge_polygon(seg, h, w):
     "A JSON list that stands for polygons -> (runs, codes of repairs), or _Bad."
     rings, codes = _rings(seg)
@@ -393,44 +395,67 @@ def _judge_polygon(seg, h, w):
     x, y = xy[0::2], xy[1::2]
     outside = x.max() < 0 or y.max() < 0 or x.min() > w or y.min() > h
     far = x.min() < -w or x.max() > 2*w or y.min() < -h or y.max() > 2*h
-    ring, X, y0, y1 = _rings_to_runs(xy, np.array([len(g)//2 for g in good]), h, w)
+    ring, X, y0, y1 = _rings_to_runs(xy, np.array([len(g)//2 for g in good]), [h]*len(good), [w]*len(good))
     if not len(X): raise _Bad('outside', 'wholly outside the photo') if outside else _Bad('zero_area', 'it covers no pixel')
     if len(good) > 1: _, X, y0, y1 = _union(np.zeros_like(X), X, y0, y1, h, w)
     return (X, y0, y1), codes + faults + ['far_outside']*bool(far)
 
-# %% ../nbs/00_masks.ipynb #689ef537
+# %% ../nbs/00_masks.ipynb #2a205b2b
 _POLYGONS = msgspec.json.Decoder(list[list[list[float]]])
 
 def _quick(raws, h, w):
-    "Polygons of one photo, all at once -> runs (polygon, column, first row, row after); None unless all are plainly good."
+    "Polygons as JSON, all at once -> runs (polygon, column, first row, row after); None unless all are plainly good. h, w: of each one's photo."
     try: polygons = _POLYGONS.decode(b'[' + b','.join(raws) + b']')
     except (msgspec.DecodeError, UnicodeError): return None
     rings = list(chain.from_iterable(polygons))
-    n = np.fromiter(map(len, rings), np.int64, len(rings))
+    n, owner = np.fromiter(map(len, rings), np.int64, len(rings)), np.repeat(np.arange(len(polygons)), list(map(len, polygons)))
+    if len(polygons) != len(raws) or not len(n) or n.min() < 6 or (n & 1).any(): return None
     xy = np.fromiter(chain.from_iterable(rings), np.float64, int(n.sum()))
-    if len(polygons) != len(raws) or not len(n) or n.min() < 6 or (n & 1).any() or not np.isfinite(xy).all(): return None
-    x, y = xy[0::2], xy[1::2]
-    if x.min() < -w or x.max() > 2*w or y.min() < -h or y.max() > 2*h: return None
-    try: ring, X, y0, y1 = _rings_to_runs(xy, n//2, h, w)
-    except _Bad: return None
-    if len(rings) == len(raws): return ring, X, y0, y1
-    return _union(np.repeat(np.arange(len(raws)), list(map(len, polygons)))[ring], X, y0, y1, h, w) if len(ring) else (ring, X, y0, y1)
+    limit = np.repeat(np.stack([w[owner], h[owner]], 1), n//2, axis=0)
+    p = xy.reshape(-1, 2)
+    if not ((p >= -limit) & (p <= 2*limit)).all(): return None             # false for NaN and infinity too
+    try: ring, X, y0, y1 = _rings_to_runs(xy, n//2, h[owner], w[owner])
+    except _Bad: return None                                               # too many at once
+    if len(raws) > 1 and len(ring) > _MANY: return None
+    if len(rings) == len(raws) or not len(ring): return owner[ring], X, y0, y1
+    return _union(owner[ring], X, y0, y1, int(h.max()), int(w.max()))
 
-# %% ../nbs/00_masks.ipynb #29a76758
-def _judge_image(anns, h, w):
-    "All annotations of a photo -> (runs, area of each in pixels, verdict of each: action, code, detail)."
-    raws = [bytes(a.segmentation) for a in anns]
-    plain = [i for i, r in enumerate(raws) if r[:1] == b'[']
-    runs = _quick([raws[i] for i in plain], h, w) if plain else None
-    parts, verdicts, slow = [], [('used', '', '')]*len(anns), range(len(anns))
+# %% ../nbs/00_masks.ipynb #81df5806
+def _lots(index, raws, h, w):
+    "Halve the polygons until each lot is plainly good -> (runs, which); or (None, which) for one that has to be judged by itself."
+    runs = _quick(raws, h, w) if len(raws) else None
     if runs is not None:
-        parts.append((np.array(plain)[runs[0]], *runs[1:]))
-        slow = [i for i, hit in enumerate(np.bincount(parts[0][0], minlength=len(anns))) if not hit]
-    for i in slow:
-        try: (X, y0, y1), codes = _judge(anns[i], h, w)
-        except _Bad as e: verdicts[i] = 'dropped', e.code, e.detail; continue
-        parts.append((np.full(len(X), i), X, y0, y1))
-        if codes: verdicts[i] = 'repaired', codes[0], ', '.join(dict.fromkeys(codes))
+        hit = np.bincount(runs[0], minlength=len(raws)) > 0
+        yield (index[runs[0]], *runs[1:]), index[hit]
+        for i in index[~hit]: yield None, [i]                              # covers nothing: why?
+    elif len(raws) == 1: yield None, index
+    elif len(raws):
+        half = len(raws)//2
+        yield from _lots(index[:half], raws[:half], h[:half], w[:half])
+        yield from _lots(index[half:], raws[half:], h[half:], w[half:])
+
+# %% ../nbs/00_masks.ipynb #bd8876d4
+_RUNS = 2**22   # so many runs one photo may have
+
+def _judge_all(anns, h, w):
+    "Annotations -> (runs, area of each in pixels, verdict of each: action, code, detail). h, w: of each one's photo."
+    raws, h, w = [bytes(a.segmentation) for a in anns], np.array(h, np.int64), np.array(w, np.int64)
+    plain = np.array([i for i, r in enumerate(raws) if r[:1] == b'['], np.int64)
+    others = [(None, [i]) for i, r in enumerate(raws) if r[:1] != b'[']
+    parts, verdicts, room = [], [('dropped', 'too_complex', 'the outlines on this photo are too many')]*len(anns), _RUNS
+    for runs, which in chain(_lots(plain, [raws[i] for i in plain], h[plain], w[plain]), others):
+        if room < 0: break
+        try:
+            codes = []
+            if runs is None:
+                i = int(which[0])
+                runs, codes = _judge(anns[i], int(h[i]), int(w[i]))
+                runs = np.full(len(runs[0]), i), *runs
+            room -= len(runs[0])
+            parts.append(runs)
+            verdict = ('repaired', codes[0], ', '.join(dict.fromkeys(codes))) if codes else ('used', '', '')
+        except _Bad as e: verdict = 'dropped', e.code, e.detail
+        for i in which: verdicts[i] = verdict
     runs = tuple(map(np.concatenate, zip(*parts))) if parts else (np.zeros(0, np.int64),)*4
     return runs, np.bincount(runs[0], runs[3] - runs[2], len(anns)).astype(np.int64), verdicts
 
@@ -458,59 +483,67 @@ def _geometry(h, w, size_hw, fit):
     h, w = min(sh, H), min(sw, W)
     return (sh, sw), ((sh - h)//2, (sw - w)//2, h, w), (H, W)
 
-# %% ../nbs/00_masks.ipynb #e50261be
-def _to_grid(runs, h, w, size_hw, fit):
-    "Runs on the photo -> runs on the output grid."
-    (sh, sw), (top, left, gh, gw), _ = _geometry(h, w, size_hw, fit)
+# %% ../nbs/00_masks.ipynb #7c543f87
+def _to_grid(runs, photo, sizes, size_hw, fit):
+    "Runs on photos -> runs on the output grid. photo: which photo each part is on; sizes: (h, w) of each photo."
     part, X, y0, y1 = runs
-    if (sh, sw, gh, gw) == (h, w, h, w): return part, X, y0, y1
-    rows, cols = _before(h, sh, top, top + gh), _before(w, sw, left, left + gw)
-    c0, n, y0, y1 = cols[X], np.diff(cols)[X], rows[y0], rows[y1]
-    keep = np.flatnonzero((n > 0) & (y0 < y1))
-    part, c0, n, y0, y1 = part[keep], c0[keep], n[keep], y0[keep], y1[keep]
-    if len(n) and n.max() > 1:                                             # enlarged: a column of the photo is several
-        c0 = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n - c0, n)
-        part, y0, y1 = np.repeat(part, n), np.repeat(y0, n), np.repeat(y1, n)
-        by = np.lexsort((y0, c0, part))
-        part, c0, y0, y1 = part[by], c0[by], y0[by], y1[by]
-    return part, c0, y0, y1
+    if size_hw is None or not len(part): return runs
+    shapes = [(h, w, *_geometry(h, w, size_hw, fit)[:2]) for h, w in sizes]
+    rows = [_before(h, sh, top, top + gh) for h, w, (sh, sw), (top, left, gh, gw) in shapes]
+    cols = [_before(w, sw, left, left + gw) for h, w, (sh, sw), (top, left, gh, gw) in shapes]
+    on = photo[part]                                                       # all lookup tables lie one behind the other
+    r, c = (np.cumsum([0, *map(len, t[:-1])])[on] for t in (rows, cols))
+    rows, cols = np.concatenate(rows), np.concatenate(cols)
+    c0, c1, y0, y1 = cols[c + X], cols[c + X + 1], rows[r + y0], rows[r + y1]
+    keep = np.flatnonzero((c0 < c1) & (y0 < y1))
+    part, c0, n, y0, y1 = part[keep], c0[keep], (c1 - c0)[keep], y0[keep], y1[keep]
+    if not len(n) or n.max() == 1: return part, c0, y0, y1
+    c0 = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n - c0, n)          # enlarged: one column of the photo is several
+    part, y0, y1 = np.repeat(part, n), np.repeat(y0, n), np.repeat(y1, n)
+    by = np.lexsort((y0, c0, part))
+    return part[by], c0[by], y0[by], y1[by]
 
-# %% ../nbs/00_masks.ipynb #2bc18d58
-def _boxes(runs, n):
-    "Runs grouped by part -> for each part its box (left, top, width, height), and where it lies in the long array of 0 and 255."
-    part, X, y0, y1 = runs
-    cut = np.flatnonzero(np.diff(part, prepend=-1))
-    left, top = np.minimum.reduceat(X, cut), np.minimum.reduceat(y0, cut)
-    bw, bh = np.maximum.reduceat(X, cut) + 1 - left, np.maximum.reduceat(y1, cut) - top
-    begin = np.cumsum(bw*bh) - bw*bh
-    i = np.repeat(np.arange(len(cut)), np.diff(cut, append=len(part)))
-    edges = np.empty(2*len(part) + 2, np.int64)
-    edges[0], edges[-1] = 0, begin[-1] + bw[-1]*bh[-1]
-    edges[1:-1:2] = begin[i] + (X - left[i])*bh[i] + y0 - top[i]
-    edges[2:-1:2] = edges[1:-1:2] + y1 - y0
-    on = np.repeat(np.resize(np.uint8([0, 255]), len(edges) - 1), np.diff(edges))
-    return dict(zip(part[cut].tolist(), zip(*(v.tolist() for v in (left, top, bw, bh, begin))))), on
+# %% ../nbs/00_masks.ipynb #79c5d0e5
+class _Boxes:
+    "The pixels of each part: `boxes[part]` is where its bounding box lies, and the box itself, 255 inside and 0 outside."
+    def __init__(self, runs):
+        part, X, y0, y1 = runs
+        self.at, self.on = {}, None
+        if not len(part): return
+        cut = np.flatnonzero(np.diff(part, prepend=-1))
+        left, top = np.minimum.reduceat(X, cut), np.minimum.reduceat(y0, cut)
+        bw, bh = np.maximum.reduceat(X, cut) + 1 - left, np.maximum.reduceat(y1, cut) - top
+        begin = np.cumsum(bw*bh) - bw*bh
+        base, step = np.repeat([begin - left*bh - top, bh], np.diff(cut, append=len(part)), axis=1)
+        self.edges = np.zeros(2*len(part) + 2, np.int64)
+        self.edges[1:-1:2] = base + X*step + y0
+        self.edges[2:-1:2] = self.edges[1:-1:2] + y1 - y0
+        self.edges[-1] = begin[-1] + bw[-1]*bh[-1]
+        if self.edges[-1] <= 2**25: self.on = self._fill(self.edges)         # else each box when it is asked for
+        self.at = dict(zip(part[cut].tolist(), zip(*(v.tolist() for v in (left, top, bw, bh, begin, cut, np.append(cut[1:], len(part)))))))
+    def _fill(self, edges): return np.repeat(np.resize(np.uint8([0, 255]), len(edges) - 1), np.diff(edges))
+    def __contains__(self, p): return p in self.at
+    def __getitem__(self, p):
+        x, y, bw, bh, begin, a, b = self.at[p]
+        on = self._fill(np.concatenate([[begin], self.edges[1 + 2*a:1 + 2*b], [begin + bw*bh]])) if self.on is None else self.on[begin:begin + bw*bh]
+        return np.s_[x:x + bw, y:y + bh], on.reshape(bw, bh)
 
-# %% ../nbs/00_masks.ipynb #42178f50
-def _paint(runs, order, values, crowds, overlap, h, w, size_hw, fit):
-    "Paint parts in order, bottom to top -> (H,W) uint8. `crowds` lie beneath all and do not claim pixels."
+# %% ../nbs/00_masks.ipynb #8732747b
+def _paint(boxes, order, values, crowds, overlap, h, w, size_hw, fit):
+    "Paint the parts of one photo in order, bottom to top -> (H,W) uint8. Crowds do not claim pixels."
     _, (_, _, gh, gw), (H, W) = _geometry(h, w, size_hw, fit)
     canvas = np.zeros((gw, gh), np.uint8)                                  # a row is a column of the mask
-    runs = _to_grid(runs, h, w, size_hw, fit)
-    if len(runs[0]):
-        boxes, on = _boxes(runs, len(values))
-        off = ~on
-        seen, twice = (np.zeros_like(canvas), np.zeros_like(canvas)) if overlap == 'ignore' else (None, None)
-        for p in order:
-            if p not in boxes: continue
-            x, y, bw, bh, a = boxes[p]
-            where, inside = np.s_[x:x + bw, y:y + bh], on[a:a + bw*bh].reshape(bw, bh)
-            canvas[where] &= off[a:a + bw*bh].reshape(bw, bh)
-            canvas[where] |= inside & values[p]
-            if seen is not None and p not in crowds:
-                twice[where] |= seen[where] & inside
-                seen[where] |= inside
-        if seen is not None: canvas[twice > 0] = IGNORE
+    seen, twice = (np.zeros_like(canvas), np.zeros_like(canvas)) if overlap == 'ignore' else (None, None)
+    for p in order:
+        if p not in boxes: continue
+        where, inside = boxes[p]
+        below = canvas[where]
+        below &= ~inside
+        below |= inside & values[p]
+        if seen is not None and p not in crowds:
+            twice[where] |= seen[where] & inside
+            seen[where] |= inside
+    if seen is not None: canvas[twice > 0] = IGNORE
     if (gh, gw) == (H, W): return np.ascontiguousarray(canvas.T)
     mask = np.full((H, W), IGNORE, np.uint8)                               # padding is ignore
     mask[:gh, :gw] = canvas.T
@@ -532,24 +565,30 @@ def _first_look(ann, job):
     codes = [{'bad_id': 'id_type', 'missing_id': 'missing_key'}.get(n, n) for n in notes]
     return 'repaired', codes[0], ', '.join(dict.fromkeys(codes))
 
-# %% ../nbs/00_masks.ipynb #8fac9a4c
-def _masks(anns, h, w, job):
-    "Judge and paint the annotations of one photo -> (mask (H,W) uint8, verdict of each)."
-    looks = [_first_look(a, job) for a in anns]
-    live = [i for i, look in enumerate(looks) if look[0] != 'dropped']
-    anns = [anns[i] for i in live]
-    runs, area, verdicts = _judge_image(anns, h, w)
-    good = [j for j, v in enumerate(verdicts) if v[0] != 'dropped']
-    crowds = {j for j in good if anns[j].iscrowd} if job['crowd'] == 'ignore' else set()
-    objects = [j for j in good if j not in crowds]
-    if job['overlap'] == 'smallest':
-        last = 2**60
-        objects.sort(key=lambda j: (-int(area[j]), last if anns[j].id is None else anns[j].id, j))
-    values = np.array([IGNORE if j in crowds else job['values'][a.category_id] for j, a in enumerate(anns)], np.uint8)
-    for i, v in zip(live, verdicts):
-        codes = [c for c in (looks[i][2], v[2]) if c]
-        looks[i] = v if not looks[i][0] or v[0] == 'dropped' else ('repaired', looks[i][1], ', '.join(codes))
-    return _paint(runs, sorted(crowds) + objects, values, crowds, job['overlap'], h, w, job['size_hw'], job['fit']), looks
+# %% ../nbs/00_masks.ipynb #7476a098
+def _order(js, anns, area, job):
+    "The parts of one photo from bottom to top -> (order, crowds)."
+    crowds = {j for j in js if anns[j].iscrowd} if job['crowd'] == 'ignore' else set()
+    objects = [j for j in js if j not in crowds]
+    if job['overlap'] == 'smallest': objects.sort(key=lambda j: (-area[j], 2**60 if anns[j].id is None else anns[j].id, j))
+    return sorted(crowds) + objects, crowds
+
+def _masks(photos, job):
+    "Judge and paint several photos, given as (annotations, h, w) -> (mask (H,W) uint8, verdict of each annotation) for each."
+    looks = [[_first_look(a, job) for a in anns] for anns, _, _ in photos]
+    live = [(k, i) for k, ls in enumerate(looks) for i, look in enumerate(ls) if look[0] != 'dropped']
+    anns, photo = [photos[k][0][i] for k, i in live], np.array([k for k, _ in live], np.int64)
+    runs, area, verdicts = _judge_all(anns, [photos[k][1] for k, _ in live], [photos[k][2] for k, _ in live])
+    if len(photos) > 1 and any(v[1] == 'too_complex' for v in verdicts): return [_masks([p], job)[0] for p in photos]
+    boxes = _Boxes(_to_grid(runs, photo, [p[1:] for p in photos], job['size_hw'], job['fit']))
+    area, good = area.tolist(), [[] for _ in photos]
+    for j, ((k, i), v) in enumerate(zip(live, verdicts)):
+        look = looks[k][i]
+        if v[0] != 'dropped': good[k].append(j)
+        looks[k][i] = v if not look[0] or v[0] == 'dropped' else ('repaired', look[1], ', '.join(filter(None, (look[2], v[2]))))
+    orders = [_order(js, anns, area, job) for js in good]
+    values = np.array([IGNORE if job['crowd'] == 'ignore' and a.iscrowd else job['values'][a.category_id] for a in anns], np.uint8)
+    return [(_paint(boxes, o[0], values, o[1], job['overlap'], h, w, job['size_hw'], job['fit']), look) for o, look, (_, h, w) in zip(orders, looks, photos)]
 
 # %% ../nbs/00_masks.ipynb #bb66048d
 def _scale(image, h, w):
@@ -882,17 +921,16 @@ def _save(item, job, image, mask, lossless):
     write_atomic(os.path.join(job['out'], 'masks', item.stem + '.png'), _png(mask))
     return suffix
 
-# %% ../nbs/00_masks.ipynb #32d1ac7e
-def _one(item, job):
-    "Prepare one photo: read, judge, paint, resize, write."
+# %% ../nbs/00_masks.ipynb #cd0ea7be
+def _one(item, job, ready=None):
+    "Prepare one photo: read, resize, write, with the mask and verdicts that are ready, or made now."
     done = _Done(item.k)
     try:
         if item.fail: raise _BadImage(*item.fail)
         data = _image_bytes(_safe_path(job['roots'][item.root], item.file_name))
-        expect = (item.height, item.width) if item.height and item.width else None
-        image, turned = _decode(data, item.file_name, expect, _buffer)
+        image, turned = _decode(data, item.file_name, _stated(item), _buffer)
         done.height, done.width = image.shape[:2]
-        mask, verdicts = _masks(item.anns, *image.shape[:2], job)
+        mask, verdicts = ready or _masks([(item.anns, *image.shape[:2])], job)[0]
         done.suffix = _save(item, job, resize_image(image, job['size_hw'], job['fit']), mask, data[:2] != b'\xff\xd8')
         if turned: verdicts = [v if v[0] == 'dropped' else ('repaired', turned, 'the photo is turned as its EXIF orientation says' + '; '*bool(v[2]) + v[2]) for v in verdicts]
     except _BadImage as e:
@@ -900,12 +938,19 @@ def _one(item, job):
         verdicts = [('dropped', e.code, done.detail)]*len(item.anns)
     for a, (action, code, detail) in zip(item.anns, verdicts):
         setattr(done, action, getattr(done, action) + 1)
-        if action != 'used': done.rows.append([a.id, item.image_id, a.category_id, action, code, _text(detail, '')])
+        if action != 'used': done.rows.append([a.id, item.image_id, a.category_id, action, code, detail])
     return done
+
+# %% ../nbs/00_masks.ipynb #e1c317bd
+_AT_ONCE = 2**22   # pixels
+
+def _stated(item): return (item.height, item.width) if item.height and item.width else None
 
 def _many(items, job):
     "A worker's task: a few photos."
-    return [_one(i, job) for i in items]
+    small = [i for i in items if not i.fail and _stated(i) and i.height*i.width*len(items) <= 4*_AT_ONCE and max(_stated(i)) < 2**15]
+    ready = dict(zip((i.k for i in small), _masks([(i.anns, i.height, i.width) for i in small], job)))
+    return [_one(i, job, ready.get(i.k)) for i in items]
 
 # %% ../nbs/00_masks.ipynb #dc682a94
 def _mark_twins(anns):
@@ -1157,10 +1202,11 @@ def _cores():
     "How many cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-# %% ../nbs/00_masks.ipynb #ab17f842
+# %% ../nbs/00_masks.ipynb #950afab8
 def _run(items, job, out, workers, executor):
     "Prepare what is not done yet, and note each finished photo in the journal."
     from tqdm import tqdm
+    class Bar(tqdm): monitor_interval = 0                                  # no extra thread
     done = _read_journal(out, items, job['pack'])
     todo = [i for i in items if i.k not in done]
     workers = workers or max(1, min(_cores(), len(todo)//32))
@@ -1170,7 +1216,7 @@ def _run(items, job, out, workers, executor):
         if executor is None and workers == 1: results = (_many(c, job) for c in chunks)
         else: results = _stream(chunks, job, executor or stack.enter_context(_processes(workers)), 4*(getattr(executor, '_max_workers', 16) if executor else workers))
         journal = stack.enter_context(open(out/'.journal', 'ab'))
-        bar = stack.enter_context(tqdm(total=len(items), initial=len(done), unit=' photos', desc='prepare', disable=None))
+        bar = stack.enter_context(Bar(total=len(items), initial=len(done), unit=' photos', desc='prepare', disable=None))
         try:
             for ds in results:
                 journal.write(b''.join(msgspec.json.encode(d) + b'\n' for d in ds))

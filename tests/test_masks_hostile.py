@@ -97,6 +97,15 @@ def test_deep_nesting(tmp_path):
     assert codes['dropped'] == {'nested': 1, 'image_missing': 1} or codes['dropped'].get('nested') or codes['dropped'].get('empty_ring')
 
 @POSIX
+def test_many_large_objects(tmp_path):
+    "A hundred thousand objects as large as the photo, on one photo: some painted, the others dropped with a code, and no memory lost."
+    (tmp_path/'photos').mkdir(); photo(tmp_path/'photos'/'0.jpg', 480, 640)
+    d = coco(1, 480, 640)
+    d['annotations'] = [dict(d['annotations'][0], id=i, segmentation=[[0, 0, 640, 0, 640, 480, 0, 480]]) for i in range(50_000)]
+    codes = accounted(limited(tmp_path, d, 120), 50_000)
+    assert codes['dropped'].keys() == {'too_complex'}
+
+@POSIX
 def test_strange_records(tmp_path):
     d, a = coco(), coco()['annotations'][0]
     d['annotations'] += [5, None, [], 'x', {}, dict(a, id=[1]), dict(a, id=10**40), dict(a, image_id={}), dict(a, image_id=True), dict(a, id=3, category_id=[1]),
