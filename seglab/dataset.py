@@ -7,7 +7,7 @@ __all__ = ['LabelError', 'LabelSpace', 'explain_labels', 'label_space', 'read_ma
            'check_tfms', 'collate', 'data_loader', 'show_batch', 'check_labels', 'check_model', 'explain_error',
            'LabelReport', 'class_counts', 'check_dataset', 'class_weights', 'show_counts', 'pack', 'load_data']
 
-# %% ../nbs/01_dataset.ipynb #00f3d662
+# %% ../nbs/01_dataset.ipynb #d1f076d2
 import hashlib, io, json, os, random, shutil, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +16,7 @@ import cv2, numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
-from .masks import IGNORE, legend, overlay, palette, read_image, split_of
+from .masks import IGNORE, MAX_PIXELS, legend, overlay, palette, read_image, split_of
 
 # %% ../nbs/01_dataset.ipynb #c4eecfe6
 class LabelError(ValueError):
@@ -271,7 +271,7 @@ def label_space(
     ids = [[0, *rest] if others == 'background' else [0], *groups.values()]
     return LabelSpace.from_dict(dict(names=['background', *groups], ids=ids, ignore_ids=rest if others == 'ignore' else []))
 
-# %% ../nbs/01_dataset.ipynb #b899e866
+# %% ../nbs/01_dataset.ipynb #37d463b0
 def read_mask(
     path, # Mask file, 8-bit grey or palette
 )->np.ndarray: # (H,W) uint8, the stored values
@@ -280,15 +280,19 @@ def read_mask(
     if not path.is_file(): raise FileNotFoundError(f"the mask {path.name} is missing in {path.parent.name!r}; prepare the data again, or put it back.")
     raw = np.fromfile(path, np.uint8)
     if raw[:8].tobytes() == b'\x89PNG\r\n\x1a\n' and raw[24:26].tobytes() == b'\x08\x00':  # 8 bit, grey: the common case
+        if raw[20:24].view('>u4')*raw[16:20].view('>u4').astype(np.int64) > MAX_PIXELS: return _read_odd_mask(path, raw)
         m = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED)
         if m is not None and m.ndim == 2 and m.dtype == np.uint8: return m
     return _read_odd_mask(path, raw)
 
-# %% ../nbs/01_dataset.ipynb #03a14e7c
+# %% ../nbs/01_dataset.ipynb #1512b702
 def _read_odd_mask(path, raw):
     "A mask that is not a plain 8-bit grey PNG."
     try:
-        with Image.open(io.BytesIO(raw)) as im: kind, mode, m = im.format, im.mode, np.array(im)
+        with Image.open(io.BytesIO(raw)) as im:
+            if im.width*im.height > MAX_PIXELS: raise ValueError(f'it declares more than the {MAX_PIXELS:,} pixels that are safe to decode')
+            kind, mode, m = im.format, im.mode, np.array(im)
+    except Image.DecompressionBombError: raise ValueError(f"mask {path.name} declares more pixels than are safe to decode, {MAX_PIXELS:,}; write it again.") from None
     except (OSError, SyntaxError, ValueError) as e: raise ValueError(f"mask {path.name} cannot be read ({str(e)[:80]}); write it again.") from None
     if kind in ('JPEG', 'MPO'): raise LabelError(f"mask {path.name} is a JPEG, which smears ids along every edge; save masks as PNG.", 'jpeg_mask')
     if m.ndim > 2: raise LabelError(f"mask {path.name} is a picture in colour ({mode}), where a mask holds one id for each pixel; "
@@ -906,13 +910,13 @@ def _scan(ds):
     ds._scanned = total, ramps, seen
     return ds._scanned
 
-# %% ../nbs/01_dataset.ipynb #89c9f7cf
+# %% ../nbs/01_dataset.ipynb #50819a42
 def _mask_beside(ds, i):
     "A mask from its file, and the promise that the photo has its size."
     mask = read_mask(ds._masks[i])
     try:
         with Image.open(ds._images[i]) as im: size_hw = im.size[::-1]
-    except (OSError, SyntaxError, ValueError) as e: raise ValueError(f"photo {Path(ds._images[i]).name} cannot be read ({str(e)[:60]}); replace it, or take it and its mask away.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise ValueError(f"photo {Path(ds._images[i]).name} cannot be read ({str(e)[:60]}); replace it, or take it and its mask away.") from None
     if size_hw != mask.shape: raise LabelError(f"photo {ds.stems[i]!r} is {size_hw} and its mask {mask.shape} (H, W); both must have one size.", 'size')
     return np.ascontiguousarray(mask)
 
