@@ -434,8 +434,8 @@ def _lots(index, raws, h, w):
         yield from _lots(index[:half], raws[:half], h[:half], w[:half])
         yield from _lots(index[half:], raws[half:], h[half:], w[half:])
 
-# %% ../nbs/00_masks.ipynb #bd8876d4
-_RUNS = 2**22   # so many runs one photo may have
+# %% ../nbs/00_masks.ipynb #49dee8c7
+_RUNS = 2**21   # so many runs one photo may have
 
 def _judge_all(anns, h, w):
     "Annotations -> (runs, area of each in pixels, verdict of each: action, code, detail). h, w: of each one's photo."
@@ -921,7 +921,7 @@ def _save(item, job, image, mask, lossless):
     write_atomic(os.path.join(job['out'], 'masks', item.stem + '.png'), _png(mask))
     return suffix
 
-# %% ../nbs/00_masks.ipynb #cd0ea7be
+# %% ../nbs/00_masks.ipynb #711dfac0
 def _one(item, job, ready=None):
     "Prepare one photo: read, resize, write, with the mask and verdicts that are ready, or made now."
     done = _Done(item.k)
@@ -938,7 +938,7 @@ def _one(item, job, ready=None):
         verdicts = [('dropped', e.code, done.detail)]*len(item.anns)
     for a, (action, code, detail) in zip(item.anns, verdicts):
         setattr(done, action, getattr(done, action) + 1)
-        if action != 'used': done.rows.append([a.id, item.image_id, a.category_id, action, code, detail])
+        if action != 'used': done.rows.append([a.id, item.image_id, a.category_id, action, code, _text(detail, '')])
     return done
 
 # %% ../nbs/00_masks.ipynb #e1c317bd
