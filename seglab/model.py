@@ -304,7 +304,7 @@ def from_transformers(
     mean, std = _processor_stats(weights)
     return Segmenter(net, labels, mean, std, size_hw, config.model_type, _base(weights))
 
-# %% ../nbs/lib/12_model.ipynb #791c75d5
+# %% ../nbs/lib/12_model.ipynb #c2432d6f
 def _auto_class(config):
     "The class of transformers that segments with this configuration."
     from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
@@ -344,7 +344,7 @@ def _check_folder(folder):
 def _json(path):
     "The content of a JSON file."
     try: d = json.loads(Path(path).read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{path} is no readable JSON ({e}): save the model again.') from e
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path} is no readable JSON ({e}): save the model again.') from e
     if not isinstance(d, dict): raise ValueError(f'{path} holds no JSON object: save the model again.')
     return d
 
@@ -761,17 +761,17 @@ def model_card(
     return '\n'.join(['---', head.to_yaml().strip(), '---', '', f'# {_md(title)}', '', *_card_body(s, scores, data, split,
                       license, inherited, notes)]) + '\n'
 
-# %% ../nbs/lib/12_model.ipynb #500ee10b
+# %% ../nbs/lib/12_model.ipynb #64101b59
 def _card_body(s, scores, data, split, license, inherited, notes):
     "The lines below the head."
     size = f'{s.size_hw[0]}×{s.size_hw[1]}' if s.size_hw else 'their own size'
-    yield f'Semantic segmentation into {s.num_labels} classes: {s.name} ({s.library}), ' \
+    yield f'Semantic segmentation into {s.num_labels} classes: {_md(s.name)} ({s.library}), ' \
           f'{count_parameters(s)/1e6:.2f} M parameters. Photos go in at {size}; masks come out at the photo\'s own size.'
     means = {k: v for k, v in scores.items() if isinstance(v, (int, float))}
     if means:
         yield from ['', '## Scores', '', f'On {_md(data)} ({_md(split)}). One confusion matrix over the whole set, summed, then '
                     'scored: IoU = TP/(TP+FP+FN); a class absent from truth and prediction is left out of the means.',
-                    '', '| score | value |', '|---|---|', *[f'| {k} | {_number(v)} |' for k, v in means.items()]]
+                    '', '| score | value |', '|---|---|', *[f'| {k if k.isidentifier() else _md(k)} | {_number(v)} |' for k, v in means.items()]]
     iou = scores.get('per_category_iou') or {}
     yield from ['', '## Classes', '', '| index | class | IoU |' if iou else '| index | class |', '|---|---|---|' if iou else '|---|---|']
     for i, n in enumerate(s.labels.names): yield f'| {i} | {_md(n)} |' + (f' {_number(iou.get(n))} |' if iou else '')

@@ -44,10 +44,10 @@ def _load(run):
     from seglab.model import Segmenter
     return Segmenter.from_pretrained(_best(run)[1] if Path(run).exists() else run)
 
-# %% ../nbs/lib/14_share.ipynb #23bd2c2d
+# %% ../nbs/lib/14_share.ipynb #e9934c76
 def _files(folder):
     "The regular files below a folder; a link is an error"
-    for path in sorted(Path(folder).rglob('*')):
+    for path in [Path(folder), *sorted(Path(folder).rglob('*'))]:
         if path.is_symlink():
             raise ValueError(f"{path} is a symbolic link, which could send any file of this machine; replace it by a copy")
         if path.is_file(): yield path
@@ -80,21 +80,34 @@ def parcel(
     out['README.md'] = _card(path, best, **{k: v for k, v in card.items() if v is not None}).encode()
     return dict(sorted(out.items()))
 
-# %% ../nbs/lib/14_share.ipynb #354c72d6
+# %% ../nbs/lib/14_share.ipynb #5dbba499
 def _scores(path):
     "The scores of the best epoch, where the run has kept them"
     file = path/'best'/'scores.json' if (path/'best').exists() else path/'scores.json'
-    return {k: v for k, v in json.loads(file.read_text()).items() if k not in ('loss', 'step', 'epoch', 'confusion_matrix')} \
-        if file.is_file() else {}
+    if not file.is_file(): return {}
+    found = _object(file)
+    return {k: v for k, v in found.items() if k not in ('loss', 'step', 'epoch', 'confusion_matrix') and _is_number(v) or
+            k.startswith('per_category_') and isinstance(v, dict) and all(x is None or _is_number(x) for x in v.values())}
+
+def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+def _object(path):
+    "A JSON file that holds an object"
+    try: d = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path} is not valid JSON ({e}); train the run again") from e
+    if not isinstance(d, dict): raise ValueError(f"{path} holds no JSON object; train the run again")
+    return d
 
 def _recipe(path):
     "How it was trained, in a sentence, where the run says so"
     file = path/'config.json'
-    s = json.loads(file.read_text()).get('settings', {}) if file.is_file() else {}
-    if not {'epochs', 'lr', 'batch_size'} <= s.keys(): return ''
-    return (f"## Training\n\n{s['epochs']:g} epochs on {s.get('train_images', 'some')} photos: loss {s.get('loss', 'ce')}, AdamW, "
-            f"learning rate {s['lr']:g}, batches of {s['batch_size']}, seed {s.get('seed', 0)}; the weights are those of the "
-            f"epoch with the best validation {s.get('keep_best', 'loss')}. All settings are in `training/config.json`.")
+    s = _object(file).get('settings') if file.is_file() else {}
+    if not (isinstance(s, dict) and all(_is_number(s.get(k)) for k in ('epochs', 'lr', 'batch_size'))): return ''
+    from seglab.model import _md
+    say = lambda k, default: _md(s.get(k, default))                                # the file may be a stranger's
+    return (f"## Training\n\n{s['epochs']:g} epochs on {say('train_images', 'some')} photos: loss {say('loss', 'ce')}, AdamW, "
+            f"learning rate {s['lr']:g}, batches of {s['batch_size']:g}, seed {say('seed', 0)}; the weights are those of the "
+            f"epoch with the best validation {say('keep_best', 'loss')}. All settings are in `training/config.json`.")
 
 def _card(path, best, **card):
     "The model card, from the numbers of the run as they are now"
@@ -344,7 +357,7 @@ class Predictions:
     def __str__(self): return f"{len(self.done)} masks in {self.path}"
     __repr__ = __str__
 
-# %% ../nbs/lib/14_share.ipynb #bf8dbbb7
+# %% ../nbs/lib/14_share.ipynb #1a3ba14b
 def _png(image):
     import cv2
     ok, data = cv2.imencode('.png', image)
@@ -394,7 +407,7 @@ def _write_tables(out, values, numbers, labels, rows, entries):
     "index.csv, classes.json and, if asked for, annotations.json"
     text = io.StringIO(newline='')
     csv.writer(text).writerows([['file_name', 'mask', 'height', 'width', 'error'], *rows])
-    write_atomic(out/'index.csv', text.getvalue().encode())
+    write_atomic(out/'index.csv', text.getvalue().encode('utf-8', 'replace'))                 # a file name may be no UTF-8
     categories = [dict(id=int(n), name=name) for n, name in zip(numbers, labels.names)]
     write_atomic(out/'classes.json', json.dumps(dict(values=values, categories=categories), indent=2).encode())
     if entries is None: return
