@@ -80,13 +80,13 @@ def parcel(
     out['README.md'] = _card(path, best, **{k: v for k, v in card.items() if v is not None}).encode()
     return dict(sorted(out.items()))
 
-# %% ../nbs/lib/14_share.ipynb #5dbba499
+# %% ../nbs/lib/14_share.ipynb #dd7f4261
 def _scores(path):
     "The scores of the best epoch, where the run has kept them"
     file = path/'best'/'scores.json' if (path/'best').exists() else path/'scores.json'
     if not file.is_file(): return {}
     found = _object(file)
-    return {k: v for k, v in found.items() if k not in ('loss', 'step', 'epoch', 'confusion_matrix') and _is_number(v) or
+    return {k: v for k, v in found.items() if k not in ('loss', 'step', 'epoch') and not k.startswith('per_category_') and _is_number(v) or
             k.startswith('per_category_') and isinstance(v, dict) and all(x is None or _is_number(x) for x in v.values())}
 
 def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
