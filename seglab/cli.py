@@ -6,8 +6,8 @@
 __all__ = ['commands', 'command', 'seglab_fetch', 'seglab_prepare', 'seglab_train', 'seglab_compare', 'seglab_predict',
            'seglab_share', 'seglab_demo', 'seglab_help']
 
-# %% ../nbs/lib/15_cli.ipynb #2d42480a
-import argparse, inspect, os, shutil, sys, time, traceback, warnings
+# %% ../nbs/lib/15_cli.ipynb #1920b69d
+import argparse, dis, inspect, os, shutil, sys, time, warnings
 from functools import wraps
 from pathlib import Path
 from fastcore.docments import docments
@@ -52,13 +52,18 @@ def _parser(func, example):
     parser.add_argument('--version', action='version', version=f'seglab {__version__}')
     return parser
 
-# %% ../nbs/lib/15_cli.ipynb #b0cf082f
+# %% ../nbs/lib/15_cli.ipynb #9163a10f
 def _is_mistake(error):
     "Is this a sentence for the user, rather than a bug?"
     if isinstance(error, ImportError): return error.name is None or isinstance(error, ModuleNotFoundError)
-    if not isinstance(error, ValueError): return isinstance(error, OSError)
-    modules = [f.f_globals.get('__name__', '').split('.')[0] for f, _ in traceback.walk_tb(error.__traceback__)]
-    return [m for m in modules if m not in sys.stdlib_module_names or m == '__main__'][-1:] in (['seglab'], ['__main__'])
+    if isinstance(error, OSError): return True
+    if not isinstance(error, (ValueError, RuntimeError)): return False
+    module = lambda tb: tb.tb_frame.f_globals.get('__name__', '')
+    frames, tb = [], error.__traceback__
+    while tb: frames, tb = frames + [tb], tb.tb_next
+    last = next((tb for tb in reversed(frames) if module(tb) == '__main__' or module(tb).split('.')[0] not in sys.stdlib_module_names), None)
+    if last is None or module(last).split('.')[0] not in ('seglab', '__main__'): return False
+    return last is not frames[-1] or last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap['RAISE_VARARGS']
 
 def _sentence(error):
     "An error as one line"
@@ -66,7 +71,7 @@ def _sentence(error):
         return f'{error.strerror}: {error.filename}'
     return ' '.join(str(error).split()) or type(error).__name__
 
-# %% ../nbs/lib/15_cli.ipynb #811329ac
+# %% ../nbs/lib/15_cli.ipynb #2281cfe7
 def _run(func, example, argv=None):
     "Parse, call, print what came back; the exit code"
     args = vars(_parser(func, example).parse_args(argv))
@@ -85,7 +90,7 @@ def _run(func, example, argv=None):
     except BrokenPipeError:  # `seglab_help | head`: nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, ImportError) as e:
+    except (ValueError, RuntimeError, OSError, ImportError) as e:
         if not _is_mistake(e): raise
         print(f'{func.__name__}: {_sentence(e)}', file=sys.stderr)
         return 1

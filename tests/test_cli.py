@@ -80,9 +80,13 @@ def broken(*args, **kwargs): {0}
 seglab.masks.prepare = broken
 from seglab.cli import seglab_prepare
 sys.exit(seglab_prepare())'''
-    for bug in ('return {}["key"]', 'return 1/0', 'return np.stack([])', 'raise RuntimeError("no")'):
+    for bug in ('return {}["key"]', 'return 1/0', 'return np.stack([])', 'import torch; torch.zeros(2).view(3)'):
         done = subprocess.run([sys.executable, '-c', code.format(bug)], capture_output=True, text=True)
         assert done.returncode == 1 and 'Traceback' in done.stderr, (bug, done.stderr)
+    for mistaken in ('raise RuntimeError("busy")', 'try: raise ValueError("busy")\n  finally: print()', 'import contextlib\n  with contextlib.suppress(KeyError): raise ValueError("busy")',
+                     'from concurrent.futures import ThreadPoolExecutor as P\n  def f(): raise ValueError("busy")\n  P(1).submit(f).result()'):
+        done = subprocess.run([sys.executable, '-c', code.format('\n  ' + mistaken)], capture_output=True, text=True)
+        mistake(done, 'busy')
     done = subprocess.run([sys.executable, '-c', code.format('raise PermissionError(13, "Permission denied", "x")')], capture_output=True, text=True)
     mistake(done, 'Permission denied: x')
 
@@ -134,7 +138,7 @@ def road(tmp_path_factory):
 
 def test_prepared(road):
     about = json.loads((road/'data/prepare.json').read_text())
-    assert about['images']['written'] == 12 and about['settings']['size_hw'] == [48, 64]
+    assert about['counts']['images']['written'] == 12 and about['settings']['size_hw'] == [48, 64]
 
 def test_prepare_with_other_settings_is_refused(road):
     mistake(run('seglab_prepare', road/'raw/annotations/instances_sample.json', road/'raw/sample', road/'data', '--size', '32'), 'size')
