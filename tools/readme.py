@@ -8,6 +8,7 @@ from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 
 CALLOUT = re.compile(r'^:::\s*\{\.callout-(note|tip|warning|important|caution)\}\n(.*?)^:::\s*$', re.M | re.S)
+PAGE_LINK = re.compile(r'\]\((?=(?:lib/)?[\w-]+\.(?:ipynb|qmd)[)#])')
 HIDDEN = ('hide', 'default_exp', 'export')
 PICTURES = 'README_files'
 
@@ -43,7 +44,7 @@ def render(nb, link=lambda s: s):
     "The notebook as (markdown, {picture name: bytes})."
     parts, pictures = [], {}
     for cell in nb.cells:
-        if cell.cell_type == 'markdown': parts.append(link(CALLOUT.sub(alert, cell.source)))
+        if cell.cell_type == 'markdown': parts.append(link(PAGE_LINK.sub('](nbs/', CALLOUT.sub(alert, cell.source))))
         elif cell.cell_type == 'code':
             opts, source = options(cell.source)
             if any(key.split(' ')[0] in HIDDEN for key in opts): continue
