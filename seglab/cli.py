@@ -210,7 +210,7 @@ def seglab_train(
     patience:int=None, # stop after so many epochs without a better one
     seed:int=0, # order, augmentation, dropout
     workers:int=None, # processes that load photos
-    report_to:str='none', # wandb, tensorboard, mlflow, trackio; several with commas
+    report_to:str='wandb', # wandb (offline without a key), none, tensorboard, mlflow, trackio; several with commas
     resume:bool=True, # go on with a run that is there, rather than start again?
     set:str=None, # more of transformers' TrainingArguments, as bf16=true,warmup_steps=100
 )->object: # Run, the run's folder read back

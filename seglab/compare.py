@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # %% ../nbs/04_compare.ipynb #30cef80a
 from .masks import IGNORE, overlay, read_image, resize_image, resize_mask, write_atomic
 from .dataset import LabelSpace, SegDataset
-from .metrics import Calibration, boundary_counts, boundary_iou, confusion_matrix, jsonable, scores
+from .metrics import Calibration, boundary_counts, boundary_iou, confusion_matrix, jsonable, scores, scores as _score
 from .model import Segmenter
 
 # %% ../nbs/04_compare.ipynb #9fdd75cb
@@ -180,7 +180,7 @@ def counts(self:Evaluation)->np.ndarray: # (M,5) int32: photo, class, tp, pixels
 @patch(as_prop=True)
 def scores(self:Evaluation)->dict: # NaN for a class that was not met
     "Every score of the set, from the summed counts."
-    out = scores(self.matrix, self.labels.id2label)
+    out = _score(self.matrix, self.labels.id2label)       # `scores` is the property's own name here
     if self.boundary: out |= boundary_iou(self.boundary_counts, self.labels.id2label)
     if self.calibration: out['ece'] = self.calibration.ece
     return out

@@ -409,7 +409,7 @@ def _quick(raws, h, w):
     except (msgspec.DecodeError, UnicodeError): return None
     rings = list(chain.from_iterable(polygons))
     n, owner = np.fromiter(map(len, rings), np.int64, len(rings)), np.repeat(np.arange(len(polygons)), list(map(len, polygons)))
-    if len(polygons) != len(raws) or not len(n) or n.min() < 6 or (n & 1).any(): return None
+    if len(polygons) != len(raws) or not all(polygons) or n.min() < 6 or (n & 1).any(): return None
     xy = np.fromiter(chain.from_iterable(rings), np.float64, int(n.sum()))
     limit = np.repeat(np.stack([w[owner], h[owner]], 1), n//2, axis=0)
     p = xy.reshape(-1, 2)
