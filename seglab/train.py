@@ -6,7 +6,7 @@
 __all__ = ['SegLoss', 'get_loss', 'LossError', 'Run', 'fit']
 
 # %% ../nbs/lib/13_train.ipynb #134d4197
-import csv, difflib, hashlib, io, json, math, os, re, shutil, sys, time, warnings
+import csv, difflib, hashlib, io, json, math, os, pickle, re, shutil, sys, time, warnings
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import datetime, timezone
 from pathlib import Path
@@ -945,6 +945,9 @@ def _train(job, args, data, loss, trackers, project, config):
         if last and job.out_of_patience(state.log_history): trainer.state = state
         else: trainer.train(resume_from_checkpoint=str(last) if last else None)
         failed = False
+    except pickle.UnpicklingError as e:
+        raise ValueError(f'{last.name} of run {job.path.name!r} holds a pickle that is more than tensors, which is refused: '
+                         'delete that checkpoint, or start again with resume=False') from e
     finally:
         job.segmenter.net.to(memory_format=torch.contiguous_format)
         job.progress.stop()
