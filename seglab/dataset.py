@@ -646,7 +646,7 @@ def show_batch(
     batch, # A batch as `collate` makes it, or a `SegDataset`, whose first samples are shown
     labels:LabelSpace=None, # The label space; a data set brings its own
     n:int=4, # How many samples
-)->'Figure': # Photos above, labels over the photos below
+)->object: # Photos above, labels over the photos below
     "A few samples: the photos, and their labels laid over them."
     import matplotlib.pyplot as plt
     if isinstance(batch, SegDataset): batch, labels = collate([batch[i] for i in range(min(n, len(batch)))]), labels or batch.labels
@@ -996,7 +996,7 @@ def show_counts(
     ds:SegDataset, # Which data
     power:float=0.5, # For the weights, as in `class_weights`
     most:int=25, # Show so many classes, the most frequent
-)->'Figure': # Share of the pixels on the left, weights on the right
+)->object: # Share of the pixels on the left, weights on the right
     "How frequent each class is, and the weight it would get."
     import matplotlib.pyplot as plt
     counts, weights = class_counts(ds), class_weights(ds, power).numpy()

@@ -767,7 +767,7 @@ def show_image(
     ax=None,          # matplotlib axes; None makes new ones
     title:str=None,   # words above
     **kw,             # for `ax.imshow`
-) -> 'matplotlib.axes.Axes': # the axes
+) ->object: # the axes
     "Show a picture without ticks."
     if ax is None:
         import matplotlib.pyplot as plt
@@ -783,7 +783,7 @@ def legend(
     ax,          # matplotlib axes
     colors=None, # (K,3) uint8 RGB, row = pixel value; None takes `palette`
     **kw,        # for `ax.legend`
-) -> 'matplotlib.axes.Axes': # the axes
+) ->object: # the axes
     "Write beside a picture which colour is what."
     from matplotlib.patches import Patch
     boxes = [Patch(facecolor=colorize(np.uint8([[v]]), colors)[0, 0]/255, edgecolor='.4', label=name) for v, name in names.items()]
@@ -797,7 +797,7 @@ def show_mask(
     ax=None,         # matplotlib axes; None makes new ones
     title:str=None,  # words above
     colors=None,     # (K,3) uint8 RGB, row = pixel value; None takes `palette`
-) -> 'matplotlib.axes.Axes': # the axes
+) ->object: # the axes
     "Show a mask in its colours, with a legend of what occurs in it."
     ax = show_image(colorize(mask, colors), ax, title)
     if names is None: return ax
