@@ -736,7 +736,7 @@ class Run:
 @patch
 def plot(self:Run,
     figsize:tuple=(8, 2.6), # width, height in inches
-)->'Figure': # of matplotlib, already closed, so that it shows once
+)->object: # Figure of matplotlib, already closed, so that it shows once
     "Losses on the left, mean IoU on the right, the best epoch marked."
     import matplotlib.pyplot as plt
     h = self.history
@@ -990,7 +990,8 @@ def fit(
     if not (batch_size >= 1 and epochs > 0 and lr > 0):
         raise ValueError(f'epochs={epochs}, lr={lr}, batch_size={batch_size}: all must be above 0.')
     precision = _pick_precision(precision, training_args.get('use_cpu', False))
-    trackers = [t for t in ([report_to] if isinstance(report_to, str) else report_to or []) if t != 'none']
+    off = {'none', *(['wandb'] if os.environ.get('WANDB_MODE') == 'disabled' else [])}
+    trackers = [t for t in ([report_to] if isinstance(report_to, str) else report_to or []) if t not in off]
     data = _as_data(data, segmenter, seed, size_hw)
     balanced = isinstance(class_weights, str) and class_weights == 'balanced'
     if balanced and not hasattr(data[0], 'raw'):

@@ -49,6 +49,7 @@ def test_coco_in_every_label_space(coco, space, K):
     assert len(train) + len(val) == 343 and not set(train.stems) & set(val.stems)
 
 def test_coco_packed_and_workers_change_no_pixel(coco):
+    for name in ("images.npy", "masks.npy", "packed.json"): (Path(getattr(coco, "path", coco))/name).unlink(missing_ok=True)   # an earlier test may have packed
     files, _ = load_data(coco, 'coco80', seed=3, packed=False)
     epochs = []
     for ds, workers in ((files, 0), (files, 2), (load_data(pack(coco), 'coco80', seed=3)[0], 2)):

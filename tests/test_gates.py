@@ -25,7 +25,7 @@ def tree(tmp_path):
     "A small project of the same shape: the same tools and settings, two notebooks, a site, a README."
     tree = tmp_path/'project'
     (tree/'nbs').mkdir(parents=True)
-    for name in ('tools', 'settings.ini', 'nbs/_quarto.yml', 'nbs/nbdev.yml', 'nbs/styles.css'):
+    for name in ('tools', 'settings.ini', 'nbs/_quarto.yml', 'nbs/nbdev.yml', 'nbs/styles.css', 'nbs/favicon.svg'):
         copy = shutil.copytree if (ROOT/name).is_dir() else shutil.copy
         copy(ROOT/name, tree/name)
     (tree/'nbs/sidebar.yml').write_text('website:\n  sidebar:\n    contents:\n      - section: Start\n        contents:\n'
