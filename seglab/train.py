@@ -672,20 +672,24 @@ def _versions():
     return out
 
 # %% ../nbs/lib/13_train.ipynb #954a42f6
+def _lock(f):
+    "Lock an open file, or OSError where another process has it."
+    try: import fcntl
+    except ImportError:
+        import msvcrt
+        return msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
+    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
 @contextmanager
-def _locked(path):
-    "Only one process at a time works in a run folder; the lock ends with the process, however it ends."
-    f = open(path/'.lock', 'a+')
-    try:
-        try:
-            import fcntl
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            import msvcrt
-            msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
-    except OSError:
-        f.close()
-        raise ValueError(f'Another process is training in {path.name!r} right now: wait for it, or give another name.') from None
+def _locked(path, patience=12):
+    "Only one process at a time works in a run folder; data workers of a killed run hold on for some seconds, so ask for that long."
+    f, end = open(path/'.lock', 'a+'), time.monotonic() + patience
+    while True:
+        try: _lock(f); break
+        except OSError:
+            if time.monotonic() < end: time.sleep(.2); continue
+            f.close()
+            raise ValueError(f'Another process is training in {path.name!r} right now: wait for it, or give another name.') from None
     try: yield
     finally: f.close()
 

@@ -16,6 +16,7 @@ from nbdev.serve import proc_nbs
 
 NUMBER = re.compile(r'^\d+_')
 NOTEBOOK_LINK = re.compile(r'(\]\((?:\.\./|[\w-]+/)*)\d+_([\w-]+\.ipynb)')
+PRIVATE_LINK = re.compile(r'\[(`(?:\w+\.)*_\w+`)\]\([^)]*\)')   # the site has no block for a private name
 SIGNATURE_LINK = re.compile(r'\[([^\]]*)\]\([^)]*\)')
 
 def page_name(path): return path.with_name(NUMBER.sub('', path.name))
@@ -28,7 +29,7 @@ def mend_api_block(text, base):
         elif inside: line = SIGNATURE_LINK.sub(r'\1', line)
         elif re.match(r'#+ ', line): line = line.replace('__', r'\_\_')
         out.append(line)
-    return ''.join(out).replace(base + '/', '@site/')
+    return PRIVATE_LINK.sub(r'\1', ''.join(out)).replace(base + '/', '@site/')
 
 def mend_notebook(path, depth, base):
     "Rename-proof one processed notebook: relative links, no output-file, mended API blocks."
@@ -37,7 +38,7 @@ def mend_notebook(path, depth, base):
     for cell in nb['cells']:
         source = ''.join(cell['source'])
         if cell['cell_type'] == 'raw' or source.startswith('---'): source = re.sub(r'^output-file:.*\n', '', source, flags=re.M)
-        if cell['cell_type'] == 'markdown': source = NOTEBOOK_LINK.sub(r'\1\2', source.replace(base + '/', up))
+        if cell['cell_type'] == 'markdown': source = PRIVATE_LINK.sub(r'\1', NOTEBOOK_LINK.sub(r'\1\2', source.replace(base + '/', up)))
         cell['source'] = source
         for out in cell.get('outputs', []):
             data = out.get('data', {})
