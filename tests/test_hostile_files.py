@@ -176,7 +176,7 @@ def test_a_prepared_folder_whose_stems_lead_outside(tmp_path, pack):
 
 def test_a_class_list_with_paths_for_names(tmp_path):
     "classes.json is a list of words, wherever they point."
-    names = ['background', '../../etc/passwd', '/root/x']
+    names = ['background', '../../etc/passwd', '/etc/x']
     ds = photos(tmp_path/'d', names=names)
     compare({'../../m': tiny(names)}, ds, tmp_path/'r', measure=False)
     predict_files(tiny(names), ds.path, tmp_path/'o')

@@ -61,23 +61,34 @@ def recount(run, batch_size=2):
 
 
 # 7 photos: with a global batch of 4, two processes share a last batch of 3; with 3, one photo is left for three processes
-@pytest.mark.parametrize('processes,batch_size', [(2, 2), pytest.param(3, 1, marks=pytest.mark.xfail(
-    reason='losses of later steps differ by up to 1.4 %, seen 2026-11-23; looked into next', strict=False))])
-def test_as_one_process(processes, batch_size, tmp_path):
-    launch(tmp_path/'many', processes, batch_size)
-    for name in ('unet', 'segformer'):
-        one, many = go(tmp_path/'one', name, processes * batch_size), Run(tmp_path/'many'/name)
-        assert many.config['settings']['processes'] == processes
-        a, b = (r.history for r in (one, many))
-        assert a.step.tolist() == b.step.tolist()
-        # sums in another order differ in the last bits, and batch norm over few pixels lets that grow from step to step
-        first = a.epoch <= 1
-        for col in ('train_loss', 'eval_loss'):
-            np.testing.assert_allclose(b[col][first], a[col][first], rtol=2e-4, err_msg=f'{name} {col}, first epoch')
-            np.testing.assert_allclose(b[col], a[col], rtol=5e-2, err_msg=f'{name} {col}')
-        s = many.scores
-        assert np.sum(s['confusion_matrix']) == sum(int((Photos(5, 1)[i]['labels'] != 255).sum()) for i in range(5))
-        assert s['confusion_matrix'] == recount(many)
+SHARES = [(2, 2), (3, 1)]
+
+@pytest.fixture(scope='module', params=SHARES, ids=lambda p: f'{p[0]} processes')
+def runs(request, tmp_path_factory):
+    "Processes, and for each model the run of one process and that of many."
+    processes, batch_size = request.param
+    out = tmp_path_factory.mktemp('runs')
+    launch(out/'many', processes, batch_size)
+    return processes, {n: (go(out/'one', n, processes * batch_size), Run(out/'many'/n)) for n in ('unet', 'segformer')}
+
+
+@pytest.mark.parametrize('name', ['unet', 'segformer'])
+def test_scores_are_exact_and_every_photo_counts_once(runs, name):
+    processes, (one, many) = runs[0], runs[1][name]
+    assert many.config['settings']['processes'] == processes
+    assert one.history.step.tolist() == many.history.step.tolist()
+    s = many.scores
+    assert np.sum(s['confusion_matrix']) == sum(int((Photos(5, 1)[i]['labels'] != 255).sum()) for i in range(5))
+    assert s['confusion_matrix'] == recount(many)
+
+
+@pytest.mark.parametrize('name', ['unet', 'segformer'])
+def test_loss_curve_is_that_of_one_process(runs, name, request):
+    if runs[0] == 3 and name == 'unet':
+        request.node.add_marker(pytest.mark.xfail(raises=AssertionError, strict=False,
+            reason='known defect: with three processes U-Net\'s loss differs by up to 1.4 % in the second epoch'))
+    one, many = (r.history for r in runs[1][name])
+    for col in ('train_loss', 'eval_loss'): np.testing.assert_allclose(many[col], one[col], rtol=2e-4, err_msg=col)
 
 
 if __name__ == '__main__':
