@@ -6,8 +6,8 @@
 __all__ = ['SegLoss', 'get_loss', 'LossError', 'Run', 'fit']
 
 # %% ../nbs/lib/13_train.ipynb #134d4197
-import csv, difflib, hashlib, io, json, math, os, pickle, re, shutil, sys, time, warnings
-from contextlib import contextmanager, nullcontext, redirect_stdout
+import csv, difflib, errno, hashlib, io, json, math, os, pickle, re, shutil, sys, time, warnings
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -81,12 +81,12 @@ class SegLoss(nn.Module):
     def sums(self,
         logits:torch.Tensor, # (B,K,H,W) float
         labels:torch.Tensor, # (B,H,W) class indices, 255 = ignore
-    )->tuple: # what each term summed and what it is to be divided by, both (T,) float32
+    )->tuple: # what each term summed and what it is to be divided by, both (T,) float
         "The two numbers of each term."
-        labels, valid = labels.long(), labels != IGNORE
+        labels, valid, kind = labels.long(), labels != IGNORE, torch.promote_types(logits.dtype, torch.float32)
         with torch.autocast(logits.device.type, enabled=False):
-            pairs = [f(logits.float(), labels, valid, self.weight) for f in self.funcs]
-        num, den = (torch.stack([torch.as_tensor(p[i], device=logits.device).float() for p in pairs]) for i in (0, 1))
+            pairs = [f(logits.to(kind), labels, valid, self.weight) for f in self.funcs]
+        num, den = (torch.stack([torch.as_tensor(p[i], device=logits.device).to(kind) for p in pairs]) for i in (0, 1))
         return num, den                                                                       # (T,), (T,)
 
     def join(self,
@@ -164,6 +164,11 @@ class _Batches:
             batch = order[i*step:(i+1)*step]
             yield [(epoch, j) for j in batch[self.rank::self.world]] or [(epoch, ~batch[0])]
 
+    def share(self, i):
+        "None where in batch i every process has a photo; else 1 where this one has, 0 where it has a filler."
+        photos = self.n - i * self.batch_size * self.world
+        return None if photos >= self.world else float(self.rank < photos)
+
 # %% ../nbs/lib/13_train.ipynb #483d85ac
 class _ValBatches:
     "Every world-th batch, in order."
@@ -232,31 +237,40 @@ class _SumOverProcesses(torch.autograd.Function):
         return grad
 
 class _SharedBatchNorm(nn.BatchNorm2d):
-    "BatchNorm2d over the batches of all processes, for the CPU."
-    filler = False
+    "BatchNorm2d over the photos of all processes, on any device; a filler is no photo."
+    process_group = share = None                                 # share: as _Batches.share tells it for this step
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
     def forward(self, x):
-        if not self.training or not dist.is_initialized(): return super().forward(x)
-        share = 0. if _SharedBatchNorm.filler else 1.
-        sums = torch.cat([x.sum((0, 2, 3)) * share, (x * x).sum((0, 2, 3)) * share,
-                          x.new_full((1,), share * x.numel() / x.shape[1])])                  # (2C+1,)
+        if not (self.training and dist.is_initialized()): x = super().forward(x)
+        elif x.is_cuda and self.share is None: x = nn.SyncBatchNorm.forward(self, x)      # quicker, but knows no fillers
+        else: x = self.by_sums(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+        return self.act(self.drop(x)) if hasattr(self, 'act') else x             # timm's BatchNormAct2d
+
+    def by_sums(self, x):
+        share = 1. if self.share is None else self.share
+        sums = torch.cat([x.sum((0, 2, 3)), x.new_full((1,), x.numel() / x.shape[1])]) * share        # (C+1,)
         sums = _SumOverProcesses.apply(sums)
-        mean, square = sums[:-1].view(2, -1) / sums[-1]
-        var = (square - mean * mean).clamp_min(0)
+        n, mean = sums[-1], sums[:-1] / sums[-1]
+        x = x - mean.view(1, -1, 1, 1)
+        var = _SumOverProcesses.apply((x * x).sum((0, 2, 3)) * share) / n
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 m = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean, m)
-                self.running_var.lerp_(var * sums[-1] / (sums[-1] - 1).clamp_min(1), m)
-        out = (x - mean.view(1, -1, 1, 1)) * (var + self.eps).rsqrt().view(1, -1, 1, 1)
-        return out if self.weight is None else out * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+                self.running_mean.lerp_(mean.to(self.running_mean), m)
+                self.running_var.lerp_((var * n / (n - 1).clamp_min(1)).to(self.running_var), m)
+        x = x * (var + self.eps).rsqrt().view(1, -1, 1, 1)
+        return x if self.weight is None else x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
 
-def _share_batchnorm(net, device):
-    "Let the batch norms of a net see all processes."
-    if device.type != 'cpu': return nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    for m in net.modules():
-        if type(m) is nn.BatchNorm2d: m.__class__ = _SharedBatchNorm
-    return net
+@contextmanager
+def _shared_batchnorm(net, world):
+    "Let the batch norms of a net see all processes for a while."
+    was = {m: type(m) for m in net.modules() if type(m) is nn.BatchNorm2d or type(m).__name__ == 'BatchNormAct2d'} if world > 1 else {}
+    for m in was: m.__class__ = _SharedBatchNorm
+    try: yield
+    finally:
+        for m, kind in was.items(): m.__class__ = kind
+
 
 # %% ../nbs/lib/13_train.ipynb #ea025e1e
 class _Training:
@@ -265,7 +279,7 @@ class _Training:
         self.step_module, self.seed = step, seed
         super().__init__(model=step, **kw)
         self.model_accepts_loss_kwargs = True        # our loss is already divided by all accumulated pixels
-        self._bad_step = torch.full((), -1, device=self.args.device)
+        self._bad_step, self._shares = torch.full((), -1, device=self.args.device), []
         self._clock, self._timed_step, self._paused, self._waited = None, 0, 0., 0.
 
 @patch
@@ -302,9 +316,12 @@ def get_batch_samples(self:_Training, epoch_iterator, num_batches, device):
     self._waited += time.perf_counter() - start
     world = self.args.world_size
     if world == 1 and len(batches) == 1: return batches, None
+    per_step = self.args.gradient_accumulation_steps
+    first = self.state.global_step % -(-len(self.batches) // per_step) * per_step
+    self._shares = [self.batches.share(first + k) for k in range(len(batches))]
     total = sum(_divisors(self.step_module.loss, b['labels'].to(device, non_blocking=True)) for b in batches)
     if world > 1: dist.all_reduce(total)
-    return batches, total / world                                # DDP averages gradients over processes
+    return batches, total
 
 def _divisors(loss, labels):
     "What each term of a loss will be divided by, from the labels alone."
@@ -317,6 +334,7 @@ def _divisors(loss, labels):
 @patch
 def compute_loss(self:_Training, model, inputs, return_outputs=False, num_items_in_batch=None):
     loss = model(**inputs, total=num_items_in_batch)
+    if num_items_in_batch is not None: loss = loss * self.args.world_size        # DDP averages gradients over processes
     return (loss, None) if return_outputs else loss
 
 # %% ../nbs/lib/13_train.ipynb #a9897489
@@ -325,14 +343,13 @@ class LossError(ValueError):
 
 @patch
 def training_step(self:_Training, model, inputs, num_items_in_batch=None):
-    _SharedBatchNorm.filler = self.args.world_size > 1 and bool((inputs['labels'] == IGNORE).all()) \
-                              if self.args.device.type == 'cpu' else False
+    _SharedBatchNorm.share = self._shares.pop(0) if self._shares else None
     try: loss = super(_Training, self).training_step(model, inputs, num_items_in_batch)
     except ValueError as e:
         if 'more than 1 value per channel' not in str(e): raise
         raise ValueError('A batch of one image met a batch norm over 1×1 pixels, which has no spread: choose a batch_size '
                          'that leaves no single image over, larger images, or dataloader_drop_last=True.') from None
-    finally: _SharedBatchNorm.filler = False
+    finally: _SharedBatchNorm.share = None
     self._bad_step = torch.where((self._bad_step < 0) & ~loss.isfinite(), self.state.global_step + 1, self._bad_step)
     if self.args.device.type == 'cpu' and self.args.world_size == 1: self._stop_if_bad()
     return loss
@@ -482,7 +499,7 @@ def on_train_begin(self:_Watching, args, state, control, **kw):
     "Write the starting point, so that a kill in the first epoch resumes from these very weights."
     self.steps_per_epoch = -(-len(self.trainer.batches) // args.gradient_accumulation_steps)
     self.write_history(state)
-    if state.global_step == 0 and args.save_strategy != 'no':
+    if not self.trainer.resumed and args.save_strategy != 'no':
         self.trainer._save_checkpoint(self.trainer.model, trial=None)
         self.on_save(args, state, control)
     self.trainer._clock, self.trainer._timed_step = time.perf_counter(), state.global_step
@@ -693,6 +710,33 @@ def _locked(path, patience=12):
     try: yield
     finally: f.close()
 
+# %% ../nbs/lib/13_train.ipynb #ae370158
+_FULL = 'No space left|os error (28|122)|PytorchStreamWriter failed|unexpected pos|iostream error'          # safetensors', torch's
+
+def _sentence(e, path):
+    "What an exception means for the run in this folder, as another one; None where it speaks for itself."
+    last, code, text = _last_checkpoint(path), getattr(e, 'errno', None), str(e)
+    again = f'the same call of fit goes on after step {last.name[11:]}' if last else 'the same call of fit starts again'
+    if code in (errno.ENOSPC, errno.EDQUOT) or re.search(_FULL, text):
+        return OSError(errno.ENOSPC, f'The disk is full; what is done in {path.name!r} is kept: make room, and {again}')
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS) and path in (p := Path(e.filename or path), *p.parents):
+        return PermissionError(code, f'{path.name!r} cannot be written to ({e.strerror}): choose a folder of your own with out=')
+    if code in (errno.EEXIST, errno.ENOTDIR): return ValueError(f'{path.name!r} is no folder but a file, or lies in one: choose a folder with out=.')
+    if re.match(r'DataLoader worker .*(killed by signal|exited unexpectedly)', text):
+        return RuntimeError(f'A data worker was ended from outside, most often because memory ran out: {again}, with fewer workers= if need be.')
+    if ' in DataLoader worker process ' in text and (heads := list(re.finditer(r'^[\w.]*?(\w+Error): ', text, re.M))):
+        kind = type(e) if heads[-1][1] == type(e).__name__ else ValueError       # torch makes a RuntimeError of what it cannot copy
+        return kind(text[heads[-1].end():].strip())
+
+@contextmanager
+def _told(path):
+    "Failures of the system as one sentence each."
+    try: yield
+    except Exception as e:
+        if (told := _sentence(e, path)) is None: raise
+        raise told from e
+
+
 # %% ../nbs/lib/13_train.ipynb #92e1f5ac
 class Run:
     "A run folder: settings, history, best weights and their scores."
@@ -715,7 +759,9 @@ class Run:
     def history(self): # DataFrame, NaN where a row has no such value
         "A row per log."
         import pandas as pd
-        return pd.read_csv(self.path/'history.csv', float_precision='round_trip')
+        with open(self.path/'history.csv', newline='') as f: columns, *rows = csv.reader(f)
+        table = pd.DataFrame([[float(v or 'nan') for v in row] for row in rows], columns=columns, dtype=float)
+        return table.astype({'step': 'int64'})
     @property
     def best(self)->Path: # folder
         "Where the best weights are."
@@ -865,7 +911,8 @@ def _training_args(path, extra, **ours):
                 remove_unused_columns=False, label_names=['labels'], logging_nan_inf_filter=False, log_level='error',
                 log_level_replica='error', disable_tqdm=True, use_cpu=_no_accelerator())
     args |= ours | extra
-    return TrainingArguments(output_dir=str(path), **{k: v for k, v in args.items() if k in known})
+    with redirect_stdout(io.StringIO()):                         # it tells which mode W&B is in, whether asked for or not
+        return TrainingArguments(output_dir=str(path), **{k: v for k, v in args.items() if k in known})
 
 def _no_accelerator():
     "Is there nothing but the CPU?"
@@ -876,6 +923,15 @@ def _pick_precision(precision, use_cpu=False):
     if precision in ('bf16', 'fp32'): return precision
     if precision != 'auto': raise ValueError(f"precision={precision!r}: take 'auto', 'fp32' or 'bf16'.")
     return 'bf16' if torch.cuda.is_available() and not use_cpu and torch.cuda.is_bf16_supported() else 'fp32'
+
+# %% ../nbs/lib/13_train.ipynb #6e056e65
+def _folder_name(name, segmenter):
+    "One folder's name, from the run's name or the model's."
+    if name is None: return re.sub(r'[^\w.+-]+', '-', segmenter.name)[:100].strip('-. ') or 'model'
+    if re.fullmatch(r'[^\W_][\w .+=@-]{0,99}', name) and name[-1] not in ' .': return name
+    raise ValueError(f'name={name!r} cannot be the name of a folder under runs/: use letters, digits, spaces and ._+=@-, '
+                     'beginning with a letter or digit, or say with out= where the run is to go.')
+
 
 # %% ../nbs/lib/13_train.ipynb #1002275b
 def _open_run(path, settings, info, resume):
@@ -929,25 +985,25 @@ def _optimizer(step, args):
 def _train(job, args, data, loss, trackers, project, config):
     "Train, from the last checkpoint if there is one."
     with redirect_stdout(io.StringIO()): from transformers import PrinterCallback, Trainer, TrainerCallback
-    if args.world_size > 1:
-        if args.ddp_find_unused_parameters is None: args.ddp_find_unused_parameters = _has_idle_weights(job.segmenter)
-        _share_batchnorm(job.segmenter, args.device)
-    own_optimizer = 'optim' in config['settings']['training_args']
+    if args.world_size > 1 and args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = _has_idle_weights(job.segmenter)
+    last, own_optimizer = _last_checkpoint(job.path), 'optim' in config['settings']['training_args']
     step = _Step(job.segmenter.train(), loss).to(args.device)
     job.segmenter.net.to(memory_format=torch.channels_last)
     callback = type('RunCallback', (_Watching, TrainerCallback), {})(job)
     trainer = type('SegTrainer', (_Training, Trainer), {})(
         step, args.seed, args=args, train_dataset=data[0], eval_dataset=data[1], callbacks=[callback],
         optimizers=(None if own_optimizer else _optimizer(step, args), None))
-    callback.trainer = trainer
+    callback.trainer, trainer.resumed = trainer, bool(last)
     trainer.remove_callback(PrinterCallback)
     if 'wandb' in trackers and args.process_index == 0 and os.environ.get('WANDB_MODE') != 'disabled':
         job.wandb = _Wandb(job, project, config, config['name'], config['wandb_id'])
-    start, last, failed = time.perf_counter(), _last_checkpoint(job.path), True
+    start, failed = time.perf_counter(), True
     if last: state = trainer.state.load_from_json(str(last/'trainer_state.json'))
     try:
-        if last and job.out_of_patience(state.log_history): trainer.state = state
-        else: trainer.train(resume_from_checkpoint=str(last) if last else None)
+        with _shared_batchnorm(job.segmenter, args.world_size):
+            if last and job.out_of_patience(state.log_history): trainer.state = state
+            else: trainer.train(resume_from_checkpoint=str(last) if last else None)
         failed = False
     except pickle.UnpicklingError as e:
         raise ValueError(f'{last.name} of run {job.path.name!r} holds a pickle that is more than tensors, which is refused: '
@@ -989,7 +1045,7 @@ def fit(
     **training_args, # any other of transformers' TrainingArguments
 )->Run: # the run's folder, read back
     "Train a segmenter, keep its best weights, and write everything down."
-    path = Path(out) if out is not None else Path('runs')/(name or segmenter.name)
+    path = Path(out) if out is not None else Path('runs')/_folder_name(name, segmenter)
     if keep_best not in ('loss', 'mean_iou'): raise ValueError(f"keep_best={keep_best!r}: take 'loss' or 'mean_iou'.")
     if not (batch_size >= 1 and epochs > 0 and lr > 0):
         raise ValueError(f'epochs={epochs}, lr={lr}, batch_size={batch_size}: all must be above 0.')
@@ -1016,7 +1072,7 @@ def fit(
         info = dict(name=name or path.name, device=_device_name(args.device), versions=_versions(), workers=args.dataloader_num_workers,
                     started=datetime.now(timezone.utc).isoformat(timespec='seconds'), wandb_id=hashlib.sha256(os.urandom(16)).hexdigest()[:8])
         job = _Job(path, segmenter, keep_best, patience, pictures, _Progress(progress and args.process_index == 0), keep)
-        _in_turn(job, args, data, loss, trackers, project, settings, info, resume)
+        with _told(path): _in_turn(job, args, data, loss, trackers, project, settings, info, resume)
         run = Run(path)
         if run.best.exists(): segmenter.load_state_dict(run.load().state_dict())
     segmenter.eval()
@@ -1040,4 +1096,10 @@ def _in_turn(job, args, data, loss, trackers, project, settings, info, resume):
             _open_run(path, settings, info, resume)
         if args.world_size > 1: dist.barrier()
         config = json.loads((path/'config.json').read_text())
-        if not config.get('finished'): _train(job, args, data, loss, trackers, project, config)
+        if config.get('finished'): return
+        try: _train(job, args, data, loss, trackers, project, config)
+        except BaseException:
+            if first:
+                with suppress(OSError): _drop_incomplete(path)   # what a disk keeps from being deleted, the next call deletes
+            raise
+
