@@ -4,15 +4,19 @@
     python bench/train_step.py                  # U-Net (resnet34) and SegFormer-B0, 256x256, 81 classes, batch 4
     python bench/train_step.py --tiny           # seconds; proves that it works
     python bench/train_step.py --models unet --batch 32 --workers 8
+    python bench/train_step.py --cpu_time       # on a CPU that others use too: counts the process's own time, not the clock's
 
 Every variant starts from the same weights and sees the same batches. Rounds go through all variants in turn, so that a
 noisy neighbour hits them alike; the table shows medians, and ratios to the plain loop of the same round.
+`on_device` keeps the photos on the device and also augments them there, which the others do not.
 `wait` is the share of the time the loop waits for its next batch; `rate` the model's FLOPs (three times forward) over what
 one large matrix product reaches on this device in the same number format.
 """
-import argparse, json, os, platform, shutil, statistics, sys, tempfile, time
+import argparse, contextlib, json, os, platform, shutil, statistics, sys, tempfile, time
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -60,29 +64,39 @@ def loop(seg, data, a, device, bf16=False, channels_last=False, compiled=False):
                         pin_memory=device.type == 'cuda')
     times, waits, it = [], [], iter(loader)
     for step in range(a.warmup + a.steps):
-        sync(device); t0 = time.perf_counter()
+        sync(device); t0 = a.clock()
         batch = {k: v.to(device, non_blocking=True) for k, v in next(it).items()}
-        t1 = time.perf_counter()
+        t1 = a.clock()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16): logits = net(batch['pixel_values'])
         loss = F.cross_entropy(logits, batch['labels'].long(), ignore_index=255)
         opt.zero_grad()
         loss.backward()
         opt.step()
         sync(device)
-        if step >= a.warmup: times.append(time.perf_counter() - t0); waits.append(t1 - t0)
+        if step >= a.warmup: times.append(a.clock() - t0); waits.append(t1 - t0)
     return statistics.median(times), sum(waits) / sum(times)
 
 
 def fitted(seg, data, a, device, **kw):
     "The same steps by `fit`, from the rows of its history: the first row holds the warm-up."
-    from seglab.train import fit
+    from seglab import train
+    fake = SimpleNamespace(perf_counter=a.clock, monotonic=time.monotonic, sleep=time.sleep)
     out = Path(tempfile.mkdtemp(prefix='seglab-bench-'))
     try:
-        run = fit(seg, (data, data), epochs=1, batch_size=a.batch, out=out/'run', workers=a.workers, pictures=0, progress=False,
-                  max_steps=a.warmup + a.steps, logging_steps=max(1, a.warmup), eval_strategy='no', save_strategy='no', **kw)
+        with mock.patch.object(train, 'time', fake) if a.cpu_time else contextlib.nullcontext():
+            run = train.fit(seg, (data, data), epochs=1, batch_size=a.batch, out=out/'run', workers=a.workers, pictures=0, progress=False,
+                            max_steps=a.warmup + a.steps, logging_steps=max(1, a.warmup), eval_strategy='no', save_strategy='no', **kw)
         h = run.history.dropna(subset=['train_loss']).iloc[1:]
         return a.batch / h.images_per_second.median(), h.data_wait.median()
     finally: shutil.rmtree(out, ignore_errors=True)
+
+
+def _has_bf16(device):
+    "Does this device multiply bf16 itself? None where the system does not tell."
+    if device.type == 'cuda': return torch.cuda.is_bf16_supported()
+    try: flags = set(Path('/proc/cpuinfo').read_text().split())
+    except OSError: return None
+    return bool(flags & {'avx512_bf16', 'amx_bf16', 'bf16'})
 
 
 def matrix_rate(device, dtype, n):
@@ -107,10 +121,13 @@ def main():
     p.add_argument('--rounds', type=int, default=3)
     p.add_argument('--workers', type=int, default=0)
     p.add_argument('--compile', action='store_true', help='add rows with torch.compile')
+    p.add_argument('--cpu_time', action='store_true', help="time is the process's own (user and system), for a machine that is not idle; no GPU, no workers")
     p.add_argument('--tiny', action='store_true', help='64 px, 5 classes, two rounds of three steps')
     p.add_argument('--json', help='also write the JSON line to this file')
     a = p.parse_args()
     if a.tiny: a.size, a.classes, a.batch, a.steps, a.warmup, a.rounds = 64, 5, 2, 3, 1, 2
+    a.clock = time.process_time if a.cpu_time else time.perf_counter
+    if a.cpu_time and (torch.cuda.is_available() or a.workers): p.error('--cpu_time is for a CPU without workers')
     from seglab.dataset import LabelSpace
     from seglab.model import count_flops
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -120,12 +137,12 @@ def main():
     result = dict(what='train_step', machine=f'{platform.machine()}, {os.cpu_count()} cores' if device.type == 'cpu' else torch.cuda.get_device_name(),
                   cpu=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(), date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                   versions=dict(torch=torch.__version__, python=platform.python_version()), size=a.size, classes=a.classes, batch=a.batch,
-                  workers=a.workers, rounds=a.rounds, steps=a.steps, matrix_gflops={str(k)[6:]: round(v/1e9, 1) for k, v in rates.items()}, rows=[])
+                  workers=a.workers, clock='process' if a.cpu_time else 'wall', bf16_in_hardware=_has_bf16(device), rounds=a.rounds, steps=a.steps, matrix_gflops={str(k)[6:]: round(v/1e9, 1) for k, v in rates.items()}, rows=[])
     for name in a.models:
         flops = 3 * count_flops(build(name, labels, a.tiny), (a.size, a.size))
         variants = {'loop fp32': (loop, {}), 'fit fp32': (fitted, dict(precision='fp32')), 'loop fp32 channels_last': (loop, dict(channels_last=True)),
                     'loop bf16': (loop, dict(bf16=True)), 'loop bf16 channels_last': (loop, dict(bf16=True, channels_last=True)),
-                    'fit bf16': (fitted, dict(precision='bf16'))}
+                    'fit bf16': (fitted, dict(precision='bf16')), 'fit bf16 on_device': (fitted, dict(precision='bf16', on_device=True))}
         if a.compile: variants |= {'loop bf16 channels_last compiled': (loop, dict(bf16=True, channels_last=True, compiled=True)),
                                    'fit bf16 compiled': (fitted, dict(precision='bf16', compile=True))}
         took = {v: [] for v in variants}
@@ -137,7 +154,7 @@ def main():
             sec = statistics.median(t for t, _ in ts)
             plain = statistics.median(p[0] / t[0] for p, t in zip(took['loop fp32'], ts))
             twin = {'fit fp32': 'loop fp32 channels_last', 'fit bf16': 'loop bf16 channels_last',
-                    'fit bf16 compiled': 'loop bf16 channels_last compiled'}.get(v)
+                    'fit bf16 on_device': 'loop bf16 channels_last', 'fit bf16 compiled': 'loop bf16 channels_last compiled'}.get(v)
             same = statistics.median(p[0] / t[0] for p, t in zip(took[twin], ts)) if twin else None
             rate = flops * a.batch / sec / rates[torch.bfloat16 if 'bf16' in v else torch.float32]
             row = dict(model=name, variant=v, ms=round(sec*1e3, 2), images_per_second=round(a.batch/sec, 2), ratio=round(plain, 3),

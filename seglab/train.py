@@ -205,6 +205,61 @@ class _Collate:
         if batch['labels'].dtype != torch.uint8 and self.num_labels <= IGNORE: batch['labels'] = batch['labels'].byte()
         return batch
 
+# %% ../nbs/lib/13_train.ipynb #fdda7f7d
+def _drawn(key, seed, zoom=(.8, 2.), shift=.1, light=.2):
+    "What happens to one photo: [mirror, zoom, shift down, shift right, contrast, brightness]."
+    g = np.random.default_rng((seed, *key))
+    return [g.choice([-1., 1.]), math.exp(g.uniform(*np.log(zoom))), *g.uniform(-shift, shift, 2), *g.uniform(1 - light, 1 + light, 1), g.uniform(-light, light)]
+
+def _changed(x, y, drawn):
+    "A batch mirrored, zoomed, shifted and lit: (B,3,H,W) uint8, (B,H,W) uint8 and (B,6) in, the first two out."
+    mirror, zoom, down, right, contrast, brightness = drawn.T
+    zero = torch.zeros_like(zoom)
+    theta = torch.stack([mirror / zoom, zero, 2 * right, zero, 1 / zoom, 2 * down], 1).view(-1, 2, 3)           # (B,2,3)
+    grid = F.affine_grid(theta, x.shape, align_corners=False)                                               # (B,H,W,2)
+    x = F.grid_sample(x.float(), grid, align_corners=False)                                                 # (B,3,H,W)
+    x = x * contrast.view(-1, 1, 1, 1) + 255 * brightness.view(-1, 1, 1, 1)
+    y = F.grid_sample(y[:, None].float() - IGNORE, grid, mode='nearest', align_corners=False)[:, 0] + IGNORE  # outside: 0 + 255
+    return x.clamp(0, 255).round().byte(), y.byte()
+
+
+# %% ../nbs/lib/13_train.ipynb #14851eac
+class _OnDevice:
+    "A data set kept whole on a device; called with keys, it gives their batch there."
+    def __init__(self, ds, device, num_labels, seed=None):
+        items = _Numbered(ds)
+        if seed is not None and hasattr(ds, 'raw'): pairs = ((torch.from_numpy(x).permute(2, 0, 1), torch.from_numpy(y)) for x, y in map(ds.raw, range(len(ds))))
+        else: pairs = ((s['pixel_values'], s['labels']) for s in (items[0, i] for i in range(len(ds))))
+        x, y = zip(*pairs)
+        if len({t.shape for t in y}) > 1: raise ValueError('on_device=True wants photos of one size: prepare them with a size, or leave it out.')
+        self.x, self.y, self.seed, self.device = torch.stack(x).to(device), torch.stack(y).to(device), seed, device
+        wanted = items[0, 0]['labels'].shape
+        if self.y.shape[1:] != wanted: raise ValueError(f'on_device=True takes photos as they were prepared, {tuple(self.y.shape[1:])}, but the samples are to be {tuple(wanted)}: prepare them with that size.')
+        if self.x.dtype != torch.uint8: raise ValueError(f'on_device=True wants photos of bytes, not {self.x.dtype}: leave it out.')
+        for labels in torch.stack(y).split(64):
+            try: check_labels(labels, num_labels)
+            except LabelError as e:
+                if e.cause != 'all_ignored': raise
+        self.y = self.y.byte()
+
+    def __call__(self, keys):
+        "A batch, from pairs of (epoch, index)."
+        at = torch.tensor([max(i, ~i) for _, i in keys], device=self.device)
+        x, y = self.x[at], self.y[at]
+        if self.seed is not None:
+            drawn = [_drawn((epoch, max(i, ~i)), self.seed) for epoch, i in keys]
+            x, y = _changed(x, y, torch.tensor(drawn, dtype=torch.float32, device=self.device))
+        for k, (_, i) in enumerate(keys):
+            if i < 0: y[k] = IGNORE
+        return dict(pixel_values=x, labels=y)
+
+class _Keys(Dataset):
+    "Gives back what it is asked for."
+    def __init__(self, n): self.n = n
+    def __len__(self): return self.n
+    def __getitem__(self, key): return key
+
+
 # %% ../nbs/lib/13_train.ipynb #8c239566
 class _Step(nn.Module):
     "A segmenter with its loss; what Trainer trains."
@@ -275,8 +330,8 @@ def _shared_batchnorm(net, world):
 # %% ../nbs/lib/13_train.ipynb #ea025e1e
 class _Training:
     "What training a segmenter needs otherwise than transformers' Trainer does it."
-    def __init__(self, step, seed, **kw):
-        self.step_module, self.seed = step, seed
+    def __init__(self, step, seed, on_device=False, **kw):
+        self.step_module, self.seed, self.on_device, self._kept = step, seed, on_device, {}
         super().__init__(model=step, **kw)
         self.model_accepts_loss_kwargs = True        # our loss is already divided by all accumulated pixels
         self._bad_step, self._shares = torch.full((), -1, device=self.args.device), []
@@ -298,6 +353,10 @@ def get_eval_dataloader(self:_Training, eval_dataset=None):
 @patch
 def _loader(self:_Training, ds, batches):
     a, n = self.args, self.args.dataloader_num_workers
+    if self.on_device:
+        train = ds is self.train_dataset
+        if train not in self._kept: self._kept[train] = _OnDevice(ds, a.device, self.step_module.segmenter.num_labels, self.seed if train else None)
+        return DataLoader(_Keys(len(ds)), batch_sampler=batches, collate_fn=self._kept[train], generator=torch.Generator().manual_seed(self.seed))
     extra = dict(prefetch_factor=a.dataloader_prefetch_factor or 4, persistent_workers=batches is getattr(self, 'batches', None),
                  multiprocessing_context=a.dataloader_multiprocessing_context) if n else {}
     return DataLoader(_Numbered(ds), batch_sampler=batches, collate_fn=_Collate(self.step_module.segmenter.num_labels),
@@ -594,8 +653,8 @@ def _clock_text(seconds):
 # %% ../nbs/lib/13_train.ipynb #cffa1b62
 class _Job:
     "The settings of one call of `fit` that its callback needs."
-    def __init__(self, path, segmenter, keep_best, patience, pictures, progress, keep_checkpoints):
-        self.path, self.segmenter, self.patience, self.keep_checkpoints = path, segmenter, patience, keep_checkpoints
+    def __init__(self, path, segmenter, keep_best, patience, pictures, progress, keep_checkpoints, on_device=False):
+        self.path, self.segmenter, self.patience, self.keep_checkpoints, self.on_device = path, segmenter, patience, keep_checkpoints, on_device
         self.metric, self.high = f'eval_{keep_best}', keep_best != 'loss'
         self.n_pictures, self.progress, self.wandb = pictures, progress, None
 
@@ -992,7 +1051,7 @@ def _train(job, args, data, loss, trackers, project, config):
     job.segmenter.net.to(memory_format=torch.channels_last)
     callback = type('RunCallback', (_Watching, TrainerCallback), {})(job)
     trainer = type('SegTrainer', (_Training, Trainer), {})(
-        step, args.seed, args=args, train_dataset=data[0], eval_dataset=data[1], callbacks=[callback],
+        step, args.seed, job.on_device, args=args, train_dataset=data[0], eval_dataset=data[1], callbacks=[callback],
         optimizers=(None if own_optimizer else _optimizer(step, args), None))
     callback.trainer, trainer.resumed = trainer, bool(last)
     trainer.remove_callback(PrinterCallback)
@@ -1035,8 +1094,9 @@ def fit(
     weight_decay:float=0.01, # of AdamW, torch's default
     keep_best:str='loss', # what decides which weights are kept: 'loss' or 'mean_iou', on the validation data
     patience:int=None, # stop after so many evaluations without a better one; None: never
-    precision:str='auto', # 'fp32', 'bf16', or 'auto': bf16 on a GPU that has it
+    precision:str='auto', # 'fp32', 'bf16', or 'auto': bf16 on a GPU that has it, fp32 elsewhere
     compile:bool=False, # run the step through torch.compile?
+    on_device:bool=False, # keep all photos on the device and change them there (mirror, zoom, shift, light) in place of the data's own augmentation?
     resume:bool=True, # go on with a run of the same settings? False: start again, replacing what the folder holds
     report_to='none', # 'wandb', 'tensorboard', 'mlflow', 'trackio', or several in a list
     project:str='seglab', # the project's name at the tracker
@@ -1060,7 +1120,7 @@ def fit(
     keep = training_args.pop('save_total_limit', 1)
     settings = _settings(segmenter, data, loss=loss.name, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, size_hw=size_hw,
                          class_weights=class_weights, weight_decay=weight_decay, keep_best=keep_best, patience=patience,
-                         precision=precision, compile=compile, training_args=training_args)
+                         precision=precision, compile=compile, training_args=training_args, **(dict(on_device=True) if on_device else {}))
     with _quiet():
         args = _training_args(path, training_args, learning_rate=lr, per_device_train_batch_size=batch_size,
                               per_device_eval_batch_size=batch_size, num_train_epochs=epochs, weight_decay=weight_decay,
@@ -1071,7 +1131,7 @@ def fit(
         settings['processes'] = args.world_size
         info = dict(name=name or path.name, device=_device_name(args.device), versions=_versions(), workers=args.dataloader_num_workers,
                     started=datetime.now(timezone.utc).isoformat(timespec='seconds'), wandb_id=hashlib.sha256(os.urandom(16)).hexdigest()[:8])
-        job = _Job(path, segmenter, keep_best, patience, pictures, _Progress(progress and args.process_index == 0), keep)
+        job = _Job(path, segmenter, keep_best, patience, pictures, _Progress(progress and args.process_index == 0), keep, on_device)
         with _told(path): _in_turn(job, args, data, loss, trackers, project, settings, info, resume)
         run = Run(path)
         if run.best.exists(): segmenter.load_state_dict(run.load().state_dict())

@@ -29,12 +29,12 @@ def data(tmp_path_factory):
     return root
 
 
-def go(data, out, workers=0, seed=0, **kw):
+def go(data, out, workers=0, seed=0, side=32, **kw):
     "One call of fit: dropout, batch norm, augmentation, an uneven last batch, checkpoints in mid-epoch."
     torch.manual_seed(seed)
     c = SegformerConfig(depths=[1]*4, hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=16,
                         drop_path_rate=.1, hidden_dropout_prob=.1, classifier_dropout_prob=.1, id2label=LABELS.id2label, label2id=LABELS.label2id)
-    sets = (SegDataset.from_folders(data/'train', data/'train_masks', LABELS, tfms=train_tfms((32, 32))),
+    sets = (SegDataset.from_folders(data/'train', data/'train_masks', LABELS, tfms=train_tfms((side, side))),
             SegDataset.from_folders(data/'val', data/'val_masks', LABELS))
     args = dict(epochs=3, lr=1e-3, out=out, workers=workers, progress=False, pictures=1, logging_steps=2, save_strategy='steps', save_steps=3)
     return fit(Segmenter(SegformerForSemanticSegmentation(c), LABELS), sets, **(args | kw))
@@ -125,6 +125,23 @@ def test_killed_and_resumed(workers, deaths, data, undisturbed, tmp_path):
         finally: os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
     same(undisturbed, Run(out))
+
+
+def test_photos_kept_on_the_device_resume_too(data, tmp_path):
+    "The whole set on the device (here the CPU), augmented there: killed in mid-epoch, the same in the end; and it is not the run without."
+    def child(out):
+        pid = os.fork()
+        if pid == 0:
+            try: go(data, out, on_device=True, side=48); os._exit(0)
+            finally: os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        return Run(out)
+    one = child(tmp_path/'one')
+    dies(signal.SIGKILL, data, tmp_path/'two', at_step(5), on_device=True, side=48)
+    same(one, child(tmp_path/'two'))
+    assert one.config['settings']['on_device'] is True
+    with pytest.raises(ValueError, match='on_device'): go(data, tmp_path/'one', side=48)
+    with pytest.raises(ValueError, match=r'as they were prepared, \(48, 48\)'): go(data, tmp_path/'three', on_device=True)
 
 
 def test_history_has_every_row_once(undisturbed):
