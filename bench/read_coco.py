@@ -35,7 +35,7 @@ def grow(source, target, megabytes):
     d = json.loads(Path(source).read_bytes())
     times = max(1, round(megabytes*1e6/os.path.getsize(source))) if megabytes else 1
     top_i, top_a = (max([r['id'] for r in d[k]], default=0) + 1 for k in ('images', 'annotations'))
-    images = [dict(im, id=im['id'] + k*top_i) for k in range(times) for im in d['images']]
+    images = [dict(im, id=im['id'] + k*top_i, file_name=f"{k}_{im['file_name']}") for k in range(times) for im in d['images']]
     anns = [dict(a, id=a['id'] + k*top_a, image_id=a['image_id'] + k*top_i) for k in range(times) for a in d['annotations']]
     with open(target, 'w') as f: json.dump(dict(d, images=images, annotations=anns), f)
 
