@@ -22,7 +22,7 @@ from fastcore.basics import patch
 import cv2
 import msgspec
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 try: import simplejpeg
 except ImportError: simplejpeg = None
 
@@ -145,7 +145,7 @@ def _covered(part, X, y0, y1, h, w, times=1):
     return column//w, column % w, y0, y0 + (b - a)
 
 # %% ../nbs/00_masks.ipynb #81c75677
-_Int = Annotated[int, msgspec.Meta(ge=-2**53, le=2**53)]
+_Int = Annotated[int, msgspec.Meta(ge=-2**63, le=2**63 - 1)]
 
 class _Ann(msgspec.Struct, gc=False):
     "One annotation; its segmentation is still unparsed JSON."
@@ -168,11 +168,11 @@ class _Img(msgspec.Struct, gc=False):
 def _as_id(v):
     "Any JSON value -> (id or None, is it odd?). Booleans, fractions and empty strings are no ids."
     if isinstance(v, bool) or v is None: return None, v is not None
-    if isinstance(v, int): return (v, False) if abs(v) < 2**53 else (None, True)
+    if isinstance(v, int): return (v, False) if -2**63 <= v < 2**63 else (None, True)
     if isinstance(v, float): return (int(v), True) if abs(v) < 2**53 and v == int(v) else (None, True)
     if isinstance(v, str):
         s = v.strip()
-        if re.fullmatch(r'[+-]?[0-9]{1,15}', s): return int(s), True
+        if re.fullmatch(r'[+-]?[0-9]{1,18}', s): return int(s), True
         return (s.encode('utf-8', 'replace').decode(), True) if s else (None, True)
     return None, True
 
@@ -608,7 +608,7 @@ def _order(js, anns, area, job):
     "The parts of one photo from bottom to top."
     crowds = [j for j in js if anns[j].iscrowd] if job['crowd'] == 'ignore' else []
     objects = [j for j in js if not anns[j].iscrowd] if crowds else js
-    if job['overlap'] == 'smallest': objects = sorted(objects, key=lambda j: (-area[j], 2**60 if anns[j].id is None else anns[j].id, j))
+    if job['overlap'] == 'smallest': objects = sorted(objects, key=lambda j: (-area[j], 2**63 if anns[j].id is None else anns[j].id, j))
     return crowds + objects
 
 def _on_paper(canvas, size_hw):
@@ -752,6 +752,18 @@ def _to_rgb(im):
     a = (a >> 8 if a.max(initial=0) > 255 else a).clip(0, 255)             # 16 bit: keep the upper eight
     return np.repeat(a.astype(np.uint8)[..., None], 3, 2)                  # (H,W,3)
 
+# %% ../nbs/00_masks.ipynb #134285b5
+_T = Image.Transpose
+_TURN = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}
+_BACK = _TURN | {6: _T.ROTATE_90, 8: _T.ROTATE_270}
+
+def _stored(im):
+    "A PIL image -> (as it is stored, EXIF orientation)."
+    orientation = im.getexif().get(274)
+    if im.format != 'TIFF' or orientation not in _BACK: return im, orientation
+    im.load()
+    return im.transpose(_BACK[orientation]), orientation
+
 # %% ../nbs/00_masks.ipynb #b2460554
 def _by_pil(data, name, expect):
     "Any common picture -> (RGB, code of what was done); turned as EXIF says only if nothing else fits `expect`."
@@ -759,11 +771,12 @@ def _by_pil(data, name, expect):
         warnings.simplefilter('ignore')
         im = Image.open(io.BytesIO(data), formats=_formats())
         _check_pixels(name, im.height, im.width)
+        im, orientation = _stored(im)
         size, code = (im.height, im.width), ''
         if expect not in (None, size):
-            if expect != size[::-1] or im.getexif().get(274) not in (5, 6, 7, 8):
+            if expect != size[::-1] or orientation not in (5, 6, 7, 8):
                 raise _BadImage('size_mismatch', f'{name} is {size[0]}×{size[1]}, the annotation file says {expect[0]}×{expect[1]}')
-            im, code = ImageOps.exif_transpose(im), 'exif_rotated'
+            im, code = im.transpose(_TURN[orientation]), 'exif_rotated'
         return _to_rgb(im), code
 
 # %% ../nbs/00_masks.ipynb #ebfc635d
