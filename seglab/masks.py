@@ -157,6 +157,7 @@ class _Ann(msgspec.Struct, gc=False):
     bbox: msgspec.Raw = msgspec.Raw(b'')
     note: str = msgspec.field(default='', name=' note')   # what was odd about it; a key that no file has
 
+# %% ../nbs/00_masks.ipynb #10289dd8
 class _Img(msgspec.Struct, gc=False):
     "One image record."
     id: _Int | None = None
@@ -182,6 +183,7 @@ def _loose_crowd(v):
     if type(v) is int and v in (0, 1): return v, False
     return int(v not in (None, False, 0, '', '0', 'false', 'False') if isinstance(v, (type(None), bool, int, float, str)) else True), True
 
+# %% ../nbs/00_masks.ipynb #548d771e
 def _loose_ann(d):
     "Whatever stands in the list of annotations -> _Ann, with a note on what was odd."
     if not isinstance(d, dict): return _Ann(note='not_object')
@@ -203,6 +205,7 @@ def _side(v):
     v = v if type(v) is int else _as_id(v)[0]
     return v if isinstance(v, int) and 0 < v < 2**31 else None
 
+# %% ../nbs/00_masks.ipynb #cb5a15b3
 def _loose_img(d):
     "Whatever stands in the list of images -> _Img."
     if not isinstance(d, dict): return _Img()
@@ -283,6 +286,7 @@ class _StrictCoco(msgspec.Struct):
     annotations: list[_Ann]
     categories: list[dict] = []
 
+# %% ../nbs/00_masks.ipynb #c1fa59ae
 class _RawCoco(msgspec.Struct):
     images: list[msgspec.Raw]
     annotations: list[msgspec.Raw]
@@ -297,6 +301,7 @@ def _check_coco(d, name):
         if not isinstance(d.get(key), list):
             raise ValueError(f'{name} is JSON but not a COCO instance file: it has no list "{key}", only {", ".join(repr(k[:30]) for k in list(d)[:8]) or "nothing"}')
 
+# %% ../nbs/00_masks.ipynb #88827da9
 def _parse(data, name):
     "JSON bytes -> (images, annotations, categories), by the fastest way that bears it."
     try:
@@ -487,6 +492,7 @@ def _nearest(n, m):
     "For each of m output pixels, which of n input pixels is nearest; as cv2.INTER_NEAREST_EXACT has it."
     return cv2.resize(np.arange(n, dtype=np.float32)[None], (m, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0].astype(np.int64)
 
+# %% ../nbs/00_masks.ipynb #1ffafe0d
 @lru_cache(512)
 def _before(n, m, lo, hi):
     "before[k]: how many of the input pixels that output pixels lo…hi look at lie before k."
@@ -565,6 +571,12 @@ def _claimed_twice(runs, photo, orders, values, crowds):
     runs = tuple(np.concatenate(pair) for pair in zip(runs, (len(values) + k, *twice)))
     return runs, np.append(photo, n), [[*o, len(values) + i] for i, o in enumerate(orders)], np.append(values, np.full(len(n), IGNORE, np.uint8))
 
+# %% ../nbs/00_masks.ipynb #a3c2cd07
+def _only(runs, photo, k):
+    "The runs that lie on photo k."
+    here = np.flatnonzero(photo[runs[0]] == k)
+    return [r[here] for r in runs]
+
 # %% ../nbs/00_masks.ipynb #52191ba7
 _CANVAS = 2**25   # pixels painted at a time
 
@@ -581,11 +593,6 @@ def _paint_all(runs, photo, orders, values, shapes):
     out = _paint([r[few] for r in runs], photo, level, shades, shapes)
     for k in many: _paint_over(out[k], _only(runs, photo, k), level, values)
     return out
-
-def _only(runs, photo, k):
-    "The runs that lie on photo k."
-    here = np.flatnonzero(photo[runs[0]] == k)
-    return [r[here] for r in runs]
 
 # %% ../nbs/00_masks.ipynb #08ea5795
 def _first_look(ann, job):
@@ -611,6 +618,7 @@ def _order(js, anns, area, job):
     if job['overlap'] == 'smallest': objects = sorted(objects, key=lambda j: (-area[j], 2**63 if anns[j].id is None else anns[j].id, j))
     return crowds + objects
 
+# %% ../nbs/00_masks.ipynb #3b7c55e9
 def _on_paper(canvas, size_hw):
     "A canvas as a mask: what it does not fill is padding, and ignored."
     if size_hw in (None, canvas.shape): return np.ascontiguousarray(canvas)
@@ -734,6 +742,7 @@ def _image_bytes(path):
         return data
     finally: os.close(fd)
 
+# %% ../nbs/00_masks.ipynb #3b755833
 def _check_pixels(name, h, w):
     if h*w > MAX_PIXELS: raise _BadImage('image_too_large', f'{name} declares {h:,}×{w:,} pixels, more than the {MAX_PIXELS:,} that are safe to decode')
 
@@ -897,6 +906,15 @@ def split_of(
         u -= fraction
     return 'train'
 
+# %% ../nbs/00_masks.ipynb #8820248e
+_id = (0, '')
+
+def _me():
+    "A name for this process that no other has, on this machine or another."
+    global _id
+    if _id[0] != os.getpid(): _id = os.getpid(), secrets.token_hex(6)
+    return _id[1]
+
 # %% ../nbs/00_masks.ipynb #f124ab43
 _serial = iter(range(2**62))
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_CLOEXEC', 0)
@@ -919,13 +937,6 @@ def write_atomic(
         with contextlib.suppress(FileNotFoundError): os.unlink(temp)
         raise
 
-_id = (0, '')
-def _me():
-    "A name for this process that no other has, on this machine or another."
-    global _id
-    if _id[0] != os.getpid(): _id = os.getpid(), secrets.token_hex(6)
-    return _id[1]
-
 # %% ../nbs/00_masks.ipynb #b93f5669
 def _chunk(kind, data=b''): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(data, zlib.crc32(kind)))
 
@@ -937,6 +948,7 @@ def _png(mask):
     z = zlib.compressobj(1, zlib.DEFLATED, 15, 5, zlib.Z_RLE)              # 5: little memory to set up
     return b'\x89PNG\r\n\x1a\n' + _chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 0, 0, 0, 0)) + _chunk(b'IDAT', z.compress(rows) + z.flush()) + _chunk(b'IEND')
 
+# %% ../nbs/00_masks.ipynb #5431ecfc
 def _encode(image, lossless):
     "(H,W,3) uint8 RGB -> the bytes of a PNG, or of a JPEG at quality 95."
     if lossless: return cv2.imencode('.png', image[..., ::-1])[1].tobytes()
@@ -972,6 +984,7 @@ class _Item(msgspec.Struct, array_like=True, gc=False):
     anns: list
     fail: tuple = ()
 
+# %% ../nbs/00_masks.ipynb #9d384d01
 class _Done(msgspec.Struct, array_like=True):
     "What became of it."
     k: int
@@ -1043,6 +1056,7 @@ def _mark_twins(anns):
         if seen[a.id]: a.note = 'same' if what in seen[a.id] else f'{a.note} duplicate_id'.strip()
         seen[a.id].add(what)
 
+# %% ../nbs/00_masks.ipynb #cdabd5b9
 def _orphan(a, coco):
     "The audit's row for an annotation that belongs to no photo."
     notes = a.note.split()
@@ -1085,6 +1099,7 @@ def _clean_stem(name):
     s = re.sub(r'[^\w.+ ()-]', '_', s).strip(' .')[:100]
     return '_' + s if re.fullmatch(r'(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?', s) else s or 'image'
 
+# %% ../nbs/00_masks.ipynb #7e8dd92d
 def _stems(items):
     "Give every photo a file name that no other has, on any system."
     def key(s): return s.lower() if s.isascii() else unicodedata.normalize('NFC', s).casefold()
@@ -1135,6 +1150,7 @@ def _try_lock(f):
     except OSError as e: return e.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)   # other errors: a disk without locks
     return True
 
+# %% ../nbs/00_masks.ipynb #6c30da6a
 @contextlib.contextmanager
 def _lock(out):
     "Hold a folder while it is prepared."
@@ -1173,6 +1189,7 @@ def _begin(out, settings):
     for p in chain(out.glob('.tmp-*'), out.glob('*/.tmp-*')): p.unlink(missing_ok=True)
     return False
 
+# %% ../nbs/00_masks.ipynb #6049760f
 def _is_whole(out, info):
     "Are all files of a finished folder still there?"
     if not all((out/f).is_file() for f in ('index.csv', 'audit.csv', 'classes.json')): return False
@@ -1181,10 +1198,10 @@ def _is_whole(out, info):
 
 # %% ../nbs/00_masks.ipynb #06b8c184
 def _read_journal(out, items, pack):
-    "What an interrupted run has finished: number -> _Done. A line cut short, and files that are gone, do not count."
+    "What an interrupted run has finished: number -> _Done. A line cut short, and files that are gone or empty, do not count."
     file, done, length = out/'.journal', {}, 0
     if not file.exists(): return done
-    there = {d: set(os.listdir(out/d)) for d in ('images', 'masks') if not pack}
+    there = {d: {f.name for f in os.scandir(out/d) if f.stat().st_size} for d in ('images', 'masks') if not pack}
     for line in file.read_bytes().splitlines(keepends=True):
         try: d = msgspec.json.decode(line if line.endswith(b'\n') else b'', type=_Done)
         except msgspec.DecodeError: break
@@ -1200,6 +1217,7 @@ def _npy_header(shape):
     "The first 128 bytes of a .npy file of uint8."
     return b'\x93NUMPY\x01\x00' + struct.pack('<H', 118) + str({'descr': '|u1', 'fortran_order': False, 'shape': shape}).encode().ljust(117) + b'\n'
 
+# %% ../nbs/00_masks.ipynb #bb611364
 def _open_parts(out, n, size_hw):
     "Make room for n rows."
     for name, shape in (('images', (n, *size_hw, 3)), ('masks', (n, *size_hw))):
@@ -1210,6 +1228,7 @@ def _open_parts(out, n, size_hw):
             f.write(_npy_header(shape))
             f.truncate(128 + math.prod(shape))
 
+# %% ../nbs/00_masks.ipynb #5d4a8ddc
 def _close_parts(out, n, rows, size_hw):
     "Name the arrays what they shall be called, without the rows of photos that failed."
     for name, shape in (('images', (*size_hw, 3)), ('masks', size_hw)):
@@ -1236,6 +1255,7 @@ def _start_worker():
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
+# %% ../nbs/00_masks.ipynb #b45156af
 @contextlib.contextmanager
 def _without_script():
     "Hide the running script: a process started now does not import it."
@@ -1281,6 +1301,7 @@ def _stream(chunks, job, pool, room):
     finally:
         for b in busy: b.cancel()
 
+# %% ../nbs/00_masks.ipynb #fa5b6c3a
 def _cores():
     "How many cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -1314,12 +1335,14 @@ def _run(items, job, out, workers, executor):
 # %% ../nbs/00_masks.ipynb #99663f32
 def _json(d): return (json.dumps(d, indent=1, ensure_ascii=False) + '\n').encode('utf-8', 'replace')
 
+# %% ../nbs/00_masks.ipynb #634c5362
 def _csv(columns, rows):
     f = io.StringIO(newline='')
     w = csv.writer(f, lineterminator='\n')
     w.writerows([columns.split(), *rows])
     return f.getvalue().encode('utf-8', 'replace')
 
+# %% ../nbs/00_masks.ipynb #859be1bf
 def _versions():
     import platform
     from seglab import __version__
@@ -1372,6 +1395,7 @@ class Prepared:
         "A DataFrame with a row per annotation that was repaired or dropped, and per photo that failed."
         return _frame(self.path/'audit.csv', 'annotation_id', 'image_id', 'category_id', 'detail')
 
+# %% ../nbs/00_masks.ipynb #855f004e
 def _frame(path, *texts):
     import pandas as pd
     return pd.read_csv(path, dtype={c: str for c in texts}, keep_default_na=False)
@@ -1385,12 +1409,14 @@ def _lines(self:Prepared):
     yield f"{i['written']:,} of {i['total']:,} photos ({splits}), {size}, {len(self.classes)} classes, in {self.info['seconds']:,} s"
     yield f"{a['total']:,} annotations = {a['used']:,} used + {a['repaired']:,} repaired + {a['dropped']:,} dropped"
 
+# %% ../nbs/00_masks.ipynb #181605cd
 @patch
 def __repr__(self:Prepared):
     head, sums = self._lines()
     rows = [f'  {n:7,} {"photos " if a == "failed" else ""}{a:8} {c}' for a, codes in self.codes.items() for c, n in codes.items()]
     return '\n'.join([f'Prepared folder {self.path.name!r}', '  ' + head, '  ' + sums, *rows])
 
+# %% ../nbs/00_masks.ipynb #c164342a
 @patch
 def _repr_markdown_(self:Prepared):
     head, sums = self._lines()
@@ -1406,6 +1432,7 @@ def _check_split(split, n):
     if fraction(split) or isinstance(split, str) and split: return [split]*n
     raise ValueError(f"split={split!r}: wanted a fraction from 0 to 1, a name, one name for each annotation file, or fractions such as {{'val': .1, 'test': .1}}")
 
+# %% ../nbs/00_masks.ipynb #4dd8713f
 def _check_arguments(crowd, overlap, values, n_images, workers, size, pack):
     for name, value, allowed in (('crowd', crowd, 'ignore paint drop'), ('overlap', overlap, 'smallest last ignore'), ('values', values, 'category_id class_index')):
         if value not in allowed.split(): raise ValueError(f"{name}={value!r}: wanted {' or '.join(map(repr, allowed.split()))}")
@@ -1423,6 +1450,7 @@ def _inputs(annotations, images):
         if not r.is_dir(): raise FileNotFoundError(f'There is no folder of photos {r.name!r}: give the folder that the file names in the annotation file start from')
     return files, roots
 
+# %% ../nbs/00_masks.ipynb #a3c805f3
 def _merge_categories(cocos):
     "The categories of all files, by id."
     out = {}
