@@ -1285,13 +1285,13 @@ def _processes(n):
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
 # %% ../nbs/00_masks.ipynb #820fafd8
-def _stream(chunks, job, pool, room):
-    "Send chunks to an executor, never more than `room` at a time, and yield results as they come."
+def _stream(portions, job, pool, room):
+    "Send portions to an executor, never more than `room` at a time, and yield results as they come."
     busy = set()
     try:
-        for c in chunks:
-            for item in c: item.anns = [_Ann(a.id, a.image_id, a.category_id, a.iscrowd, bytes(a.segmentation), bytes(a.bbox)[:4], a.note) for a in item.anns]
-            busy.add(pool.submit(_many, c, job))
+        for p in portions:
+            for item in p: item.anns = [_Ann(a.id, a.image_id, a.category_id, a.iscrowd, bytes(a.segmentation), bytes(a.bbox)[:4], a.note) for a in item.anns]
+            busy.add(pool.submit(_many, p, job))
             if len(busy) < room: continue
             ready, busy = wait(busy, return_when=FIRST_COMPLETED)
             for r in ready: yield r.result()
@@ -1306,6 +1306,15 @@ def _cores():
     "How many cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
+# %% ../nbs/00_masks.ipynb #4594ca44
+def _portions(todo, workers):
+    "Photos in portions of 32, with several workers smaller ones towards the end."
+    at = 0
+    while at < len(todo):
+        n = 32 if workers == 1 else max(4, min(32, (len(todo) - at)//(4*workers)))
+        yield todo[at:at + n]
+        at += n
+
 # %% ../nbs/00_masks.ipynb #950afab8
 def _run(items, job, out, workers, executor):
     "Prepare what is not done yet, and note each finished photo in the journal."
@@ -1314,11 +1323,11 @@ def _run(items, job, out, workers, executor):
     done = _read_journal(out, items, job['pack'])
     todo = [i for i in items if i.k not in done]
     workers = workers or max(1, min(_cores(), len(todo)//32))
-    n = max(1, min(32, len(todo)//(4*workers)))
-    chunks = (todo[i:i + n] for i in range(0, len(todo), n))
+    n = getattr(executor, '_max_workers', 16) if executor else workers
+    portions = _portions(todo, n)
     with contextlib.ExitStack() as stack:
-        if executor is None and workers == 1: results = (_many(c, job) for c in chunks)
-        else: results = _stream(chunks, job, executor or stack.enter_context(_processes(workers)), 4*(getattr(executor, '_max_workers', 16) if executor else workers))
+        if executor is None and workers == 1: results = (_many(p, job) for p in portions)
+        else: results = _stream(portions, job, executor or stack.enter_context(_processes(workers)), 4*n)
         journal = stack.enter_context(open(out/'.journal', 'ab'))
         bar = stack.enter_context(Bar(total=len(items), initial=len(done), unit=' photos', desc='prepare', disable=None))
         try:
