@@ -1,14 +1,17 @@
 #!/usr/bin/env python
 """Time `seglab.prepare` beside the plain way, interleaved in one run.
 
-    python bench/prepare.py ANNOTATIONS PHOTOS [--repeats 5] [--n 0] [--out FOLDER]
+    python bench/prepare.py ANNOTATIONS PHOTOS [--repeats 5] [--n 0] [--ram FOLDER] [--disk FOLDER]
     python bench/prepare.py --tiny              draws its own few photos; proves that the script works
 
 The plain way is what a competent student writes: `COCO()`, `annToMask` for each annotation, photos by
-`cv2.imread`, `cv2.resize`, `cv2.imwrite`; with two processes, a `Pool` of them. Write to a RAM disk (--out /dev/shm)
-to time the work, to a disk to time the disk too. Prints medians, ratios and one JSON line.
+`cv2.imread`, `cv2.resize`, `cv2.imwrite`; with two processes, a `Pool` of them. Everything is written to a RAM disk
+(--ram, by default /dev/shm where there is one), to time the work alone; the first line also to a disk (--disk).
+Each round runs every way once; the ratios are those within a round, by the clock and by the processor's time of all
+processes, then their medians. The processor's time is the one to believe on a machine that has other work too.
+Prints a table and one JSON line.
 """
-import argparse, contextlib, datetime, io, json, os, platform, shutil, statistics, sys, tempfile, time
+import argparse, contextlib, datetime, importlib.metadata, io, json, os, platform, shutil, statistics, tempfile, time
 import multiprocessing as mp
 from pathlib import Path
 
@@ -56,14 +59,32 @@ def ours_masks(annotations, photos, out, n):
     table, other, _ = seglab_masks._choose(file.categories, None, 'category_id')
     job = dict(values=table, other=other, crowd='ignore', overlap='smallest', size_hw=(SIZE, SIZE), fit='squash')
     items = seglab_masks._plan([file], [.2], n)[0]
-    for some in (items[i:i + 16] for i in range(0, len(items), 16)):
+    for some in (items[i:i + 32] for i in range(0, len(items), 32)):
         for item, (mask, _) in zip(some, seglab_masks._masks([(i.anns, i.height, i.width) for i in some], job)):
             seglab_masks.write_atomic(f'{out}/masks/{item.stem}.png', seglab_masks._png(mask))
 
 def floor(annotations, photos, out, n):
     "Nothing but decoding the photos at full size: what no exact pipeline can do without."
     for item in seglab_masks._plan([seglab_masks.read_coco(annotations)], [.2], n)[0]:
-        seglab_masks._decode(seglab_masks._image_bytes(os.path.join(photos, item.file_name)), item.file_name, None, seglab_masks._buffer)
+        seglab_masks._decode(seglab_masks._image_bytes(os.path.join(photos, item.file_name)), item.file_name, None, reuse=True)
+
+def audit(annotations, n):
+    "What is judged of good annotations before anything is painted, and nothing else; parsing is not part of it."
+    file = seglab_masks.read_coco(annotations)
+    items = seglab_masks._plan([file], [.2], n)[0]
+    table, other, _ = seglab_masks._choose(file.categories, None, 'category_id')
+    job, lots = dict(values=table, other=other, crowd='ignore'), []
+    for some in (items[i:i + 32] for i in range(0, len(items), 32)):
+        plain = [(bytes(a.segmentation), i) for i in some for a in i.anns if bytes(a.segmentation)[:1] == b'[']
+        xy, lengths, n_rings = seglab_masks._parse_polygons([raw for raw, _ in plain])
+        lots.append((xy, lengths, n_rings, *(np.repeat(v, n_rings) for v in zip(*((i.height, i.width) for _, i in plain)))))
+    def checks(out):
+        seglab_masks._mark_twins(file.annotations)
+        for lot in lots: seglab_masks._plainly_good(*lot)
+        for item in items:
+            seglab_masks._safe_path('.', item.file_name)
+            for a in item.anns: seglab_masks._first_look(a, job)
+    return checks
 
 def tiny(folder):
     "A few drawn photos with polygons, as a COCO file."
@@ -79,49 +100,73 @@ def tiny(folder):
     (folder/'instances.json').write_text(json.dumps(coco))
     return folder/'instances.json', folder/'photos'
 
+def machine():
+    "The processor's name, where the system tells it."
+    lines = Path('/proc/cpuinfo').read_text().splitlines() if os.path.exists('/proc/cpuinfo') else []
+    return next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor() or platform.machine())
+
+def versions():
+    out = dict(python=platform.python_version())
+    for name in ('seglab', 'numpy', 'opencv-python-headless', 'opencv-python', 'simplejpeg', 'msgspec', 'pycocotools', 'pillow'):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError): out[name] = importlib.metadata.version(name)
+    return out
+
+def used(): return time.process_time() + sum(os.times()[2:4])                             # and that of ended children
+
+def rounds(ways, folders, repeats):
+    "Run every way once a round -> seconds of each by the clock, and by the processor."
+    wall, cpu = {k: [] for k in ways}, {k: [] for k in ways}
+    for r in range(repeats):
+        for k, (way, where) in ways.items():
+            out = folders[where]/f'{k}{r}'
+            t, c = time.perf_counter(), used()
+            way(str(out))
+            wall[k].append(time.perf_counter() - t); cpu[k].append(used() - c)
+            shutil.rmtree(out, ignore_errors=True)
+    return wall, cpu
+
+ROWS = [('files, one process', 'plain_1', 'seglab_1'), ('files, two processes', 'plain_2', 'seglab_2'),
+        ('packed, one process', 'plain_1', 'seglab_pack_1'), ('packed, two processes', 'plain_2', 'seglab_pack_2'),
+        ('seglab, two processes against one', 'seglab_1', 'seglab_2'), ('masks only', 'plain_masks', 'seglab_masks'),
+        ('the floor: decoding alone', 'plain_1', 'decode_only'), ('files, one process, on disk', 'plain_1_disk', 'seglab_1_disk')]
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('annotations', nargs='?')
     p.add_argument('photos', nargs='?')
     p.add_argument('--repeats', type=int, default=5)
     p.add_argument('--n', type=int, default=0, help='only the first so many photos')
-    p.add_argument('--out', default=None, help='where to write; default: the system\'s folder for temporary files')
+    p.add_argument('--ram', default='/dev/shm' if os.access('/dev/shm', os.W_OK) else None, help='a folder on a RAM disk')
+    p.add_argument('--disk', default=None, help='a folder on a disk; default: the folder for temporary files')
     p.add_argument('--tiny', action='store_true')
     a = p.parse_args()
     if not a.tiny and not (a.annotations and a.photos): p.error('give ANNOTATIONS and PHOTOS, or --tiny')
-    scratch = Path(tempfile.mkdtemp(dir=a.out))
-    try:
-        annotations, photos = map(str, tiny(scratch) if a.tiny else (a.annotations, a.photos))
-        there = len(seglab_masks.read_coco(annotations).images)
+    with tempfile.TemporaryDirectory(dir=a.ram) as ram, tempfile.TemporaryDirectory(dir=a.disk) as disk:
+        files, photos = map(str, tiny(Path(ram)) if a.tiny else (a.annotations, a.photos))
+        there = len(seglab_masks.read_coco(files).images)
         n = min(a.n or there, there)
-        ways = dict(plain_1=lambda o: plain(annotations, photos, o, n), plain_2=lambda o: plain(annotations, photos, o, n, 2),
-                    seglab_1=lambda o: ours(annotations, photos, o, n), seglab_2=lambda o: ours(annotations, photos, o, n, 2),
-                    seglab_pack_1=lambda o: ours(annotations, photos, o, n, pack=True), seglab_pack_2=lambda o: ours(annotations, photos, o, n, 2, pack=True),
-                    plain_masks=lambda o: plain(annotations, photos, o, n, photo_too=False), seglab_masks=lambda o: ours_masks(annotations, photos, o, n),
-                    decode_only=lambda o: floor(annotations, photos, o, n))
-        wall, cpu = {k: [] for k in ways}, {k: [] for k in ways}
-        for r in range(1 if a.tiny else a.repeats + 1):
-            for k, way in ways.items():
-                out = scratch/f'{k}{r}'
-                t, c = time.perf_counter(), sum(os.times()[:4])
-                way(str(out))
-                t, c = time.perf_counter() - t, sum(os.times()[:4]) - c
-                shutil.rmtree(out, ignore_errors=True)
-                if r or a.tiny: wall[k].append(t/n*1e3); cpu[k].append(c/n*1e3)          # the first round warms up
-    finally: shutil.rmtree(scratch, ignore_errors=True)
-    ms = {k: statistics.median(v) for k, v in wall.items()}
-    rows = [('files, one process', 'plain_1', 'seglab_1'), ('files, two processes', 'plain_2', 'seglab_2'), ('packed, one process', 'plain_1', 'seglab_pack_1'),
-            ('packed, two processes', 'plain_2', 'seglab_pack_2'), ('seglab, two processes against one', 'seglab_1', 'seglab_2'), ('masks only', 'plain_masks', 'seglab_masks'),
-            ('the floor: decoding alone', 'plain_1', 'decode_only')]
-    print(f'{n} photos, {SIZE}x{SIZE}; milliseconds a photo by the clock and by the processor, medians of {len(wall["plain_1"])}\n')
-    print(f'{"":36}{"plain":>8}{"seglab":>8}{"ratio":>8}{"ratio, cpu":>12}')
-    ratios = {}
-    for name, x, y in rows:                                                             # ratios of the same round, then their median
-        ratios[name] = [statistics.median(p/q for p, q in zip(d[x], d[y]) if q) if any(d[y]) else None for d in (wall, cpu)]
-        print(f'{name:36}{ms[x]:8.2f}{ms[y]:8.2f}{ratios[name][0]:7.2f}x{ratios[name][1] or 0:11.2f}x')
-    print(json.dumps(dict(bench='prepare', date=datetime.date.today().isoformat(), machine=platform.processor() or platform.machine(), cores=os.cpu_count(), load=os.getloadavg()[0] if hasattr(os, 'getloadavg') else None,
-                          python=platform.python_version(), numpy=np.__version__, opencv=cv2.__version__, simplejpeg=seglab_masks.simplejpeg is not None, photos=n,
-                          ms_per_photo={k: round(v, 3) for k, v in ms.items()}, cpu_ms_per_photo={k: round(statistics.median(v), 3) for k, v in cpu.items()},
-                          ratios={k: round(v[0], 2) for k, v in ratios.items()})))
+        ways = dict(plain_1=lambda o: plain(files, photos, o, n), seglab_1=lambda o: ours(files, photos, o, n),
+                    plain_2=lambda o: plain(files, photos, o, n, 2), seglab_2=lambda o: ours(files, photos, o, n, 2),
+                    seglab_pack_1=lambda o: ours(files, photos, o, n, pack=True), seglab_pack_2=lambda o: ours(files, photos, o, n, 2, pack=True),
+                    plain_masks=lambda o: plain(files, photos, o, n, photo_too=False), seglab_masks=lambda o: ours_masks(files, photos, o, n),
+                    decode_only=lambda o: floor(files, photos, o, n), audit_only=audit(files, n))
+        ways = {k: (w, 'ram') for k, w in ways.items()} | {k + '_disk': (ways[k], 'disk') for k in ('plain_1', 'seglab_1')}
+        folders = dict(ram=Path(ram), disk=Path(disk))
+        if not a.tiny: rounds(ways, folders, 1)                                        # warms up
+        wall, cpu = rounds(ways, folders, 1 if a.tiny else a.repeats)
+    report(wall, cpu, n)
+
+def report(wall, cpu, n):
+    "The table, and one line of JSON."
+    def ratio(d, x, y): return round(statistics.median(p/max(q, 1e-9) for p, q in zip(d[x], d[y])), 3)
+    ms, cpu_ms = ({k: round(statistics.median(v)/n*1e3, 3) for k, v in d.items()} for d in (wall, cpu))
+    ratios, cpu_ratios = ({name: ratio(d, x, y) for name, x, y in ROWS} for d in (wall, cpu))
+    print(f'{n} photos, {SIZE}x{SIZE}; milliseconds a photo and ratios, by the clock and by the processor; medians of {len(wall["plain_1"])}\n')
+    print(f'{"":36}{"plain":>8}{"seglab":>8}{"ratio":>8}{"":4}{"cpu: plain":>12}{"seglab":>8}{"ratio":>8}')
+    for name, x, y in ROWS: print(f'{name:36}{ms[x]:8.2f}{ms[y]:8.2f}{ratios[name]:7.2f}x{"":4}{cpu_ms[x]:12.2f}{cpu_ms[y]:8.2f}{cpu_ratios[name]:7.2f}x')
+    share = {k: ratio(wall, 'audit_only', k) for k in ('seglab_1', 'seglab_masks')}
+    print(f'\nthe audit of good annotations: {ms["audit_only"]:.3f} ms a photo, {share["seglab_1"]:.1%} of prepare, {share["seglab_masks"]:.1%} of the masks alone')
+    print(json.dumps(dict(bench='prepare', date=datetime.date.today().isoformat(), machine=machine(), cores=os.cpu_count(), load=round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None,
+                          versions=versions(), photos=n, ms_per_photo=ms, cpu_ms_per_photo=cpu_ms, ratios=ratios, cpu_ratios=cpu_ratios, audit_share=share)))
 
 if __name__ == '__main__': main()

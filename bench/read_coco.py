@@ -5,14 +5,21 @@
     python bench/read_coco.py --tiny
 
 The records of the given file are repeated, with new ids, until the file has the size asked for (0: as it is).
-Both end with annotations grouped by photo. Memory is the largest resident size minus that after the imports.
+Both end with annotations grouped by photo. Memory is the largest resident size minus that after the imports; on
+Linux from VmHWM, since ru_maxrss begins with the parent's largest size there. Prints a table and one JSON line.
 """
-import argparse, datetime, json, os, platform, statistics, subprocess, sys, tempfile
+import argparse, contextlib, datetime, importlib.metadata, json, os, platform, statistics, subprocess, sys, tempfile
 from pathlib import Path
 
 CHILD = '''
-import json, os, resource, sys, time
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
+import json, os, sys, time
+def peak():
+    "The largest resident size so far, in megabytes."
+    if os.path.exists('/proc/self/status'):
+        for line in open('/proc/self/status'):
+            if line.startswith('VmHWM:'): return int(line.split()[1])/2**10
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
 if sys.argv[1] == 'plain':
     from pycocotools.coco import COCO
     before, out = peak(), sys.stdout
@@ -35,7 +42,7 @@ def grow(source, target, megabytes):
     d = json.loads(Path(source).read_bytes())
     times = max(1, round(megabytes*1e6/os.path.getsize(source))) if megabytes else 1
     top_i, top_a = (max([r['id'] for r in d[k]], default=0) + 1 for k in ('images', 'annotations'))
-    images = [dict(im, id=im['id'] + k*top_i) for k in range(times) for im in d['images']]
+    images = [dict(im, id=im['id'] + k*top_i, file_name=f"{k}_{im['file_name']}") for k in range(times) for im in d['images']]
     anns = [dict(a, id=a['id'] + k*top_a, image_id=a['image_id'] + k*top_i) for k in range(times) for a in d['annotations']]
     with open(target, 'w') as f: json.dump(dict(d, images=images, annotations=anns), f)
 
@@ -45,6 +52,17 @@ def tiny(path):
              annotations=[dict(id=i, image_id=i % 50, category_id=1, iscrowd=0, segmentation=[ring], bbox=[0, 0, 1, 1], area=1.) for i in range(400)])
     path.write_text(json.dumps(d))
 
+def machine():
+    "The processor's name, where the system tells it."
+    lines = Path('/proc/cpuinfo').read_text().splitlines() if os.path.exists('/proc/cpuinfo') else []
+    return next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor() or platform.machine())
+
+def versions():
+    out = dict(python=platform.python_version())
+    for name in ('seglab', 'numpy', 'msgspec', 'pycocotools'):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError): out[name] = importlib.metadata.version(name)
+    return out
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('annotations', nargs='?')
@@ -53,7 +71,7 @@ def main():
     p.add_argument('--tiny', action='store_true')
     a = p.parse_args()
     if not a.tiny and not a.annotations: p.error('give ANNOTATIONS, or --tiny')
-    with tempfile.TemporaryDirectory() as tmp:
+    with tempfile.TemporaryDirectory(dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None) as tmp:
         source, big = Path(tmp)/'tiny.json', Path(tmp)/'big.json'
         if a.tiny: tiny(source)
         grow(source if a.tiny else a.annotations, big, 0 if a.tiny else a.megabytes)
@@ -67,7 +85,7 @@ def main():
     ratios = {k: statistics.median(x[k]/max(y[k], 1e-9) for x, y in zip(got['plain'], got['seglab'])) for k in ('seconds', 'cpu', 'megabytes')}
     print(f"{mb:.0f} MB, {med['plain']['annotations']:,} annotations; medians of {len(got['plain'])}\n\n{'':12}{'plain':>10}{'seglab':>10}{'ratio':>8}")
     for k in ratios: print(f"{k:12}{med['plain'][k]:10.2f}{med['seglab'][k]:10.2f}{ratios[k]:7.1f}x")
-    print(json.dumps(dict(bench='read_coco', date=datetime.date.today().isoformat(), machine=platform.processor() or platform.machine(), cores=os.cpu_count(), python=platform.python_version(),
+    print(json.dumps(dict(bench='read_coco', date=datetime.date.today().isoformat(), machine=machine(), cores=os.cpu_count(), versions=versions(),
                           file_megabytes=round(mb), medians=med, ratios={k: round(v, 2) for k, v in ratios.items()})))
 
 if __name__ == '__main__': main()

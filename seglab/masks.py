@@ -22,7 +22,7 @@ from fastcore.basics import patch
 import cv2
 import msgspec
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 try: import simplejpeg
 except ImportError: simplejpeg = None
 
@@ -93,11 +93,12 @@ def _crossings(p, q, first, n):
     slope = minor/np.where(major == 0, 1, major)
     edge = np.repeat(np.arange(len(n)), n)
     X = np.arange(len(edge)) + np.repeat(first - np.cumsum(n) + n, n)
-    x0, y0, k = start[edge, 0], start[edge, 1], slope[edge]
-    t = 5*X + 2 - x0
-    v = np.minimum(y0 + k*t + .5, y0 + k*(t + 1) + .5)
+    x0, y0, k = start[:, 0], start[:, 1], slope
+    t = 5*X + np.repeat(2 - x0 + (k < 0), n)                               # of the two steps at a middle, the one higher up
+    v = np.repeat(y0, n) + np.repeat(k, n)*t + .5
     tall = np.flatnonzero(~wide[edge])
-    if len(tall): v[tall] = _tall_rows(x0[tall], y0[tall], k[tall], 5*X[tall] + 3)
+    e = edge[tall]
+    if len(tall): v[tall] = _tall_rows(x0[e], y0[e], k[e], 5*X[tall] + 3)
     return edge, X.astype(np.int64), v.astype(np.int64)
 
 # %% ../nbs/00_masks.ipynb #57b2038a
@@ -132,17 +133,19 @@ def _rings_to_runs(xy, n_points, h, w):
     return a >> shift, a >> bits & (1 << shift - bits) - 1, y0, y0 + length
 
 # %% ../nbs/00_masks.ipynb #80749b83
-def _union(part, X, y0, y1, h, w):
-    "Merge the runs of each part that overlap or touch; no photo is larger than h×w."
+def _covered(part, X, y0, y1, h, w, times=1):
+    "Runs -> the runs of what at least `times` runs of the same part cover; no photo is larger than h×w."
     column = (part*w + X)*(h + 1)
     key = np.sort(np.concatenate([(column + y0)*2, (column + y1)*2 + 1]))  # openings sort before closings
-    stop = np.flatnonzero(np.cumsum(1 - 2*(key & 1)) == 0)
-    a, b = key[np.concatenate([[0], stop[:-1] + 1])] >> 1, key[stop] >> 1
+    closes = key & 1 == 1
+    n_open = np.cumsum(np.where(closes, -1, 1))
+    a, b = key[(n_open == times) & ~closes] >> 1, key[(n_open == times - 1) & closes] >> 1
+    a, b = a[a < b], b[a < b]
     column, y0 = np.divmod(a, h + 1)
     return column//w, column % w, y0, y0 + (b - a)
 
 # %% ../nbs/00_masks.ipynb #81c75677
-_Int = Annotated[int, msgspec.Meta(ge=-2**53, le=2**53)]
+_Int = Annotated[int, msgspec.Meta(ge=-2**63, le=2**63 - 1)]
 
 class _Ann(msgspec.Struct, gc=False):
     "One annotation; its segmentation is still unparsed JSON."
@@ -154,6 +157,7 @@ class _Ann(msgspec.Struct, gc=False):
     bbox: msgspec.Raw = msgspec.Raw(b'')
     note: str = msgspec.field(default='', name=' note')   # what was odd about it; a key that no file has
 
+# %% ../nbs/00_masks.ipynb #10289dd8
 class _Img(msgspec.Struct, gc=False):
     "One image record."
     id: _Int | None = None
@@ -165,11 +169,11 @@ class _Img(msgspec.Struct, gc=False):
 def _as_id(v):
     "Any JSON value -> (id or None, is it odd?). Booleans, fractions and empty strings are no ids."
     if isinstance(v, bool) or v is None: return None, v is not None
-    if isinstance(v, int): return (v, False) if abs(v) < 2**53 else (None, True)
+    if isinstance(v, int): return (v, False) if -2**63 <= v < 2**63 else (None, True)
     if isinstance(v, float): return (int(v), True) if abs(v) < 2**53 and v == int(v) else (None, True)
     if isinstance(v, str):
         s = v.strip()
-        if re.fullmatch(r'[+-]?[0-9]{1,15}', s): return int(s), True
+        if re.fullmatch(r'[+-]?[0-9]{1,18}', s): return int(s), True
         return (s.encode('utf-8', 'replace').decode(), True) if s else (None, True)
     return None, True
 
@@ -179,6 +183,7 @@ def _loose_crowd(v):
     if type(v) is int and v in (0, 1): return v, False
     return int(v not in (None, False, 0, '', '0', 'false', 'False') if isinstance(v, (type(None), bool, int, float, str)) else True), True
 
+# %% ../nbs/00_masks.ipynb #548d771e
 def _loose_ann(d):
     "Whatever stands in the list of annotations -> _Ann, with a note on what was odd."
     if not isinstance(d, dict): return _Ann(note='not_object')
@@ -197,9 +202,10 @@ def _loose_ann(d):
 # %% ../nbs/00_masks.ipynb #01e1c9b7
 def _side(v):
     "A height or width from JSON -> a positive int, or None where the photo itself must be asked."
-    v = _as_id(v)[0]
+    v = v if type(v) is int else _as_id(v)[0]
     return v if isinstance(v, int) and 0 < v < 2**31 else None
 
+# %% ../nbs/00_masks.ipynb #cb5a15b3
 def _loose_img(d):
     "Whatever stands in the list of images -> _Img."
     if not isinstance(d, dict): return _Img()
@@ -280,6 +286,7 @@ class _StrictCoco(msgspec.Struct):
     annotations: list[_Ann]
     categories: list[dict] = []
 
+# %% ../nbs/00_masks.ipynb #c1fa59ae
 class _RawCoco(msgspec.Struct):
     images: list[msgspec.Raw]
     annotations: list[msgspec.Raw]
@@ -294,6 +301,7 @@ def _check_coco(d, name):
         if not isinstance(d.get(key), list):
             raise ValueError(f'{name} is JSON but not a COCO instance file: it has no list "{key}", only {", ".join(repr(k[:30]) for k in list(d)[:8]) or "nothing"}')
 
+# %% ../nbs/00_masks.ipynb #88827da9
 def _parse(data, name):
     "JSON bytes -> (images, annotations, categories), by the fastest way that bears it."
     try:
@@ -326,7 +334,7 @@ class _Bad(Exception):
     "Why an annotation is dropped."
     def __init__(self, code, detail=''): self.code, self.detail = code, detail
 
-def _is_numbers(v): return isinstance(v, list) and all(type(x) in (int, float) for x in v)
+def _is_numbers(v): return isinstance(v, list) and set(map(type, v)) <= {int, float}
 def _is_pairs(v): return isinstance(v, list) and len(v) > 2 and all(_is_numbers(p) and len(p) == 2 for p in v)
 
 # %% ../nbs/00_masks.ipynb #bd2ebb52
@@ -359,13 +367,14 @@ def _rle(seg, h, w):
     if not {'counts', 'size'} <= seg.keys(): raise _Bad('rle_keys', 'wanted the keys counts and size')
     size, counts = seg['size'], seg['counts']
     if not (_is_numbers(size) and list(size) == [h, w]): raise _Bad('rle_size', f'size {str(size)[:40]}, the photo has [{h}, {w}]')
-    whole = isinstance(counts, str) or _is_numbers(counts) and all(abs(x) < 2**53 and x == int(x) for x in counts)
+    floats = [x for x in counts if type(x) is float] if _is_numbers(counts) else []
+    whole = isinstance(counts, str) or _is_numbers(counts) and -2**53 < min(counts, default=0) <= max(counts, default=0) < 2**53 and all(x.is_integer() for x in floats)
     if not whole: raise _Bad('rle_counts', 'counts is neither a string nor a list of whole numbers')
-    try: c = _decode_counts(counts.encode('ascii')) if isinstance(counts, str) else np.array([int(x) for x in counts], np.int64)
+    try: c = _decode_counts(counts.encode('ascii')) if isinstance(counts, str) else np.array(counts, np.int64)
     except ValueError as e: raise _Bad('rle_string', 'not ASCII' if isinstance(e, UnicodeError) else str(e)) from None
     if (c < 0).any(): raise _Bad('rle_counts', 'a count is negative')
     if (c > h*w).any() or c.sum() != h*w: raise _Bad('rle_sum', f'counts sum to {sum(c.tolist())}, the photo has {h*w} pixels')
-    return c, ['rle_float_counts'] if any(type(x) is float for x in counts) else []
+    return c, ['rle_float_counts'] if floats else []
 
 # %% ../nbs/00_masks.ipynb #e75b46d7
 def _judge(ann, h, w):
@@ -373,8 +382,10 @@ def _judge(ann, h, w):
     raw = bytes(ann.segmentation)
     if raw in (b'', b'null'):
         raise _Bad('missing_segmentation', 'no segmentation') if bytes(ann.bbox) in (b'', b'null', b'[]') else _Bad('bbox_only', 'a box is no mask')
-    try: seg = _loads(raw, 'the segmentation')
-    except ValueError: raise _Bad('not_json', 'the segmentation cannot be read') from None
+    try: seg = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):            # what it does not like, the loose parser shall judge
+        try: seg = _loads(raw, 'the segmentation')
+        except ValueError: raise _Bad('not_json', 'the segmentation cannot be read') from None
     if isinstance(seg, dict):
         counts, codes = _rle(seg, h, w)
         runs = _counts_to_runs(counts, h)
@@ -397,28 +408,44 @@ def _judge_polygon(seg, h, w):
     far = x.min() < -w or x.max() > 2*w or y.min() < -h or y.max() > 2*h
     ring, X, y0, y1 = _rings_to_runs(xy, np.array([len(g)//2 for g in good]), [h]*len(good), [w]*len(good))
     if not len(X): raise _Bad('outside', 'wholly outside the photo') if outside else _Bad('zero_area', 'it covers no pixel')
-    if len(good) > 1: _, X, y0, y1 = _union(np.zeros_like(X), X, y0, y1, h, w)
+    if len(good) > 1: _, X, y0, y1 = _covered(np.zeros_like(X), X, y0, y1, h, w)
     return (X, y0, y1), codes + faults + ['far_outside']*bool(far)
 
 # %% ../nbs/00_masks.ipynb #2a205b2b
 _POLYGONS = msgspec.json.Decoder(list[list[list[float]]])
 
-def _quick(raws, h, w):
-    "Polygons as JSON, all at once -> runs (polygon, column, first row, row after); None unless all are plainly good. h, w: of each one's photo."
+def _parse_polygons(raws):
+    "Polygons as JSON -> (coordinates of all, numbers in each ring, rings of each polygon); None unless each is a list of lists of numbers."
     try: polygons = _POLYGONS.decode(b'[' + b','.join(raws) + b']')
     except (msgspec.DecodeError, UnicodeError): return None
     rings = list(chain.from_iterable(polygons))
-    n, owner = np.fromiter(map(len, rings), np.int64, len(rings)), np.repeat(np.arange(len(polygons)), list(map(len, polygons)))
-    if len(polygons) != len(raws) or not all(polygons) or n.min() < 6 or (n & 1).any(): return None
-    xy = np.fromiter(chain.from_iterable(rings), np.float64, int(n.sum()))
-    limit = np.repeat(np.stack([w[owner], h[owner]], 1), n//2, axis=0)
-    p = xy.reshape(-1, 2)
-    if not ((p >= -limit) & (p <= 2*limit)).all(): return None             # false for NaN and infinity too
-    try: ring, X, y0, y1 = _rings_to_runs(xy, n//2, h[owner], w[owner])
+    n = np.fromiter(map(len, rings), np.int64, len(rings))
+    n_rings = np.fromiter(map(len, polygons), np.int64, len(polygons))
+    return np.fromiter(chain.from_iterable(rings), np.float64, int(n.sum())), n, n_rings
+
+# %% ../nbs/00_masks.ipynb #9ea519f9
+def _plainly_good(xy, n, n_rings, h, w):
+    "Are all rings whole and near the photo? h, w: of each ring's photo."
+    if not n_rings.all() or n.min() < 6 or (n & 1).any(): return False
+    xy, limit = xy.reshape(-1, 2), np.repeat(np.stack([w, h], 1), n//2, axis=0)
+    return bool(((xy >= -limit) & (xy <= 2*limit)).all())                  # false for NaN and infinity too
+
+# %% ../nbs/00_masks.ipynb #adda77f0
+def _quick(raws, h, w):
+    "Polygons as JSON, all at once -> runs (polygon, column, first row, row after); None unless all are plainly good. h, w: of each one's photo."
+    parsed = _parse_polygons(raws)
+    if parsed is None or len(parsed[2]) != len(raws): return None
+    xy, n, n_rings = parsed
+    owner = np.repeat(np.arange(len(raws)), n_rings)
+    if not _plainly_good(xy, n, n_rings, h[owner], w[owner]): return None
+    try: ring, *runs = _rings_to_runs(xy, n//2, h[owner], w[owner])
     except _Bad: return None                                               # too many at once
     if len(raws) > 1 and len(ring) > _MANY: return None
-    if len(rings) == len(raws) or not len(ring): return owner[ring], X, y0, y1
-    return _union(owner[ring], X, y0, y1, int(h.max()), int(w.max()))
+    runs = owner[ring], *runs
+    several = (n_rings > 1)[runs[0]]
+    if not several.any(): return runs
+    joined = _covered(*(r[several] for r in runs), int(h.max()), int(w.max()))
+    return tuple(np.concatenate([r[~several], j]) for r, j in zip(runs, joined))
 
 # %% ../nbs/00_masks.ipynb #81df5806
 def _lots(index, raws, h, w):
@@ -427,7 +454,7 @@ def _lots(index, raws, h, w):
     if runs is not None:
         hit = np.bincount(runs[0], minlength=len(raws)) > 0
         yield (index[runs[0]], *runs[1:]), index[hit]
-        for i in index[~hit]: yield None, [i]                              # covers nothing: why?
+        for i in index[~hit]: yield None, np.array([i])                              # covers nothing: why?
     elif len(raws) == 1: yield None, index
     elif len(raws):
         half = len(raws)//2
@@ -441,7 +468,7 @@ def _judge_all(anns, h, w):
     "Annotations -> (runs, area of each in pixels, verdict of each: action, code, detail). h, w: of each one's photo."
     raws, h, w = [bytes(a.segmentation) for a in anns], np.array(h, np.int64), np.array(w, np.int64)
     plain = np.array([i for i, r in enumerate(raws) if r[:1] == b'['], np.int64)
-    others = [(None, [i]) for i, r in enumerate(raws) if r[:1] != b'[']
+    others = [(None, np.array([i])) for i, r in enumerate(raws) if r[:1] != b'[']
     parts, verdicts, room = [], [('dropped', 'too_complex', 'the outlines on this photo are too many')]*len(anns), _RUNS
     for runs, which in chain(_lots(plain, [raws[i] for i in plain], h[plain], w[plain]), others):
         if room < 0: break
@@ -455,7 +482,7 @@ def _judge_all(anns, h, w):
             parts.append(runs)
             verdict = ('repaired', codes[0], ', '.join(dict.fromkeys(codes))) if codes else ('used', '', '')
         except _Bad as e: verdict = 'dropped', e.code, e.detail
-        for i in which: verdicts[i] = verdict
+        for i in which.tolist(): verdicts[i] = verdict
     runs = tuple(map(np.concatenate, zip(*parts))) if parts else (np.zeros(0, np.int64),)*4
     return runs, np.bincount(runs[0], runs[3] - runs[2], len(anns)).astype(np.int64), verdicts
 
@@ -465,6 +492,7 @@ def _nearest(n, m):
     "For each of m output pixels, which of n input pixels is nearest; as cv2.INTER_NEAREST_EXACT has it."
     return cv2.resize(np.arange(n, dtype=np.float32)[None], (m, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0].astype(np.int64)
 
+# %% ../nbs/00_masks.ipynb #1ffafe0d
 @lru_cache(512)
 def _before(n, m, lo, hi):
     "before[k]: how many of the input pixels that output pixels lo…hi look at lie before k."
@@ -497,57 +525,74 @@ def _to_grid(runs, photo, sizes, size_hw, fit):
     c0, c1, y0, y1 = cols[c + X], cols[c + X + 1], rows[r + y0], rows[r + y1]
     keep = np.flatnonzero((c0 < c1) & (y0 < y1))
     part, c0, n, y0, y1 = part[keep], c0[keep], (c1 - c0)[keep], y0[keep], y1[keep]
-    if not len(n) or n.max() == 1: return part, c0, y0, y1
+    if n.max(initial=1) == 1: return part, c0, y0, y1
     c0 = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n - c0, n)          # enlarged: one column of the photo is several
-    part, y0, y1 = np.repeat(part, n), np.repeat(y0, n), np.repeat(y1, n)
-    by = np.lexsort((y0, c0, part))
-    return part[by], c0[by], y0[by], y1[by]
+    return np.repeat(part, n), c0, np.repeat(y0, n), np.repeat(y1, n)
 
-# %% ../nbs/00_masks.ipynb #79c5d0e5
-class _Boxes:
-    "The pixels of each part: `boxes[part]` is where its bounding box lies, and the box itself, 255 inside and 0 outside."
-    def __init__(self, runs):
-        part, X, y0, y1 = runs
-        self.at, self.on = {}, None
-        if not len(part): return
-        cut = np.flatnonzero(np.diff(part, prepend=-1))
-        left, top = np.minimum.reduceat(X, cut), np.minimum.reduceat(y0, cut)
-        bw, bh = np.maximum.reduceat(X, cut) + 1 - left, np.maximum.reduceat(y1, cut) - top
-        begin = np.cumsum(bw*bh) - bw*bh
-        base, step = np.repeat([begin - left*bh - top, bh], np.diff(cut, append=len(part)), axis=1)
-        self.edges = np.zeros(2*len(part) + 2, np.int64)
-        self.edges[1:-1:2] = base + X*step + y0
-        self.edges[2:-1:2] = self.edges[1:-1:2] + y1 - y0
-        self.edges[-1] = begin[-1] + bw[-1]*bh[-1]
-        if self.edges[-1] <= 2**25: self.on = self._fill(self.edges)         # else each box when it is asked for
-        self.at = dict(zip(part[cut].tolist(), zip(*(v.tolist() for v in (left, top, bw, bh, begin, cut, np.append(cut[1:], len(part)))))))
-    def _fill(self, edges): return np.repeat(np.resize(np.uint8([0, 255]), len(edges) - 1), np.diff(edges))
-    def __contains__(self, p): return p in self.at
-    def __getitem__(self, p):
-        x, y, bw, bh, begin, a, b = self.at[p]
-        on = self._fill(np.concatenate([[begin], self.edges[1 + 2*a:1 + 2*b], [begin + bw*bh]])) if self.on is None else self.on[begin:begin + bw*bh]
-        return np.s_[x:x + bw, y:y + bh], on.reshape(bw, bh)
+# %% ../nbs/00_masks.ipynb #ac440935
+_BITS = 52   # so many objects fit into one integer
 
-# %% ../nbs/00_masks.ipynb #8732747b
-def _paint(boxes, order, values, crowds, overlap, h, w, size_hw, fit):
-    "Paint the parts of one photo in order, bottom to top -> (H,W) uint8. Crowds do not claim pixels."
-    _, (_, _, gh, gw), (H, W) = _geometry(h, w, size_hw, fit)
-    canvas = np.zeros((gw, gh), np.uint8)                                  # a row is a column of the mask
-    seen, twice = (np.zeros_like(canvas), np.zeros_like(canvas)) if overlap == 'ignore' else (None, None)
-    for p in order:
-        if p not in boxes: continue
-        where, inside = boxes[p]
-        below = canvas[where]
-        below &= ~inside
-        below |= inside & values[p]
-        if seen is not None and p not in crowds:
-            twice[where] |= seen[where] & inside
-            seen[where] |= inside
-    if seen is not None: canvas[twice > 0] = IGNORE
-    if (gh, gw) == (H, W): return np.ascontiguousarray(canvas.T)
-    mask = np.full((H, W), IGNORE, np.uint8)                               # padding is ignore
-    mask[:gh, :gw] = canvas.T
-    return mask
+def _changes(column, y0, y1, bit, h):
+    "Runs and the bit of each -> (column, row, 1 + highest bit or 0) wherever another one comes to lie on top."
+    k = (h + 1).bit_length()
+    key = np.concatenate([(column << k | y) << 7 | bit << 1 | closes for y, closes in ((y0, 0), (y1, 1))])
+    key.sort()
+    who = np.cumsum(np.where(key & 1, -1, 1) << (key >> 1 & 63))           # a bit for each that is open
+    at = key >> 7
+    last = np.flatnonzero(np.diff(at, append=-1))                          # of several ends in one place
+    return at[last] >> k, at[last] & (1 << k) - 1, np.frexp(who[last].astype(np.float64))[1]
+
+# %% ../nbs/00_masks.ipynb #c9b4a9ca
+def _paint(runs, photo, level, shades, shapes):
+    "Runs of parts -> a canvas (h,w) for each shape. photo, level: of each part; shades[k, level + 1]: the pixel value of that part on photo k."
+    part, X, y0, y1 = runs
+    h, widths = max(h for h, w in shapes), [w for h, w in shapes]
+    left = np.cumsum([0, *widths])                                         # where each photo begins
+    column, y, top = _changes(left[photo[part]] + X, y0, y1, level[part], h)
+    canvas = np.zeros((h + 1, left[-1]), np.uint8)
+    shade = shades[np.repeat(np.arange(len(shapes)), widths)[column], top]
+    canvas[y, column] = np.diff(shade, prepend=np.uint8(0))
+    for above, row in zip(canvas[:-2], canvas[1:-1]): row += above
+    return [canvas[:h, a:a + w] for (h, w), a in zip(shapes, left)]
+
+# %% ../nbs/00_masks.ipynb #3e11bb9f
+def _paint_over(canvas, runs, level, values):
+    "Paint runs (part, column, first row, row after) by increasing level of their part onto a canvas (h,w)."
+    runs = [r[np.argsort(level[runs[0]], kind='stable')] for r in runs]
+    for v, x, a, b in zip(values[runs[0]].tolist(), *(r.tolist() for r in runs[1:])): canvas[a:b, x] = v
+
+# %% ../nbs/00_masks.ipynb #73c48a54
+def _claimed_twice(runs, photo, orders, values, crowds):
+    "What two objects of a photo claim as one more part of that photo, on top of all, of value IGNORE -> the same, with these. Crowds claim nothing."
+    solid = np.flatnonzero(~np.isin(runs[0], crowds))
+    part, X, y0, y1 = (r[solid] for r in runs)
+    k, *twice = _covered(photo[part], X, y0, y1, int(y1.max(initial=0)), int(X.max(initial=0)) + 1, times=2)
+    n = np.arange(len(orders))
+    runs = tuple(np.concatenate(pair) for pair in zip(runs, (len(values) + k, *twice)))
+    return runs, np.append(photo, n), [[*o, len(values) + i] for i, o in enumerate(orders)], np.append(values, np.full(len(n), IGNORE, np.uint8))
+
+# %% ../nbs/00_masks.ipynb #a3c2cd07
+def _only(runs, photo, k):
+    "The runs that lie on photo k."
+    here = np.flatnonzero(photo[runs[0]] == k)
+    return [r[here] for r in runs]
+
+# %% ../nbs/00_masks.ipynb #52191ba7
+_CANVAS = 2**25   # pixels painted at a time
+
+def _paint_all(runs, photo, orders, values, shapes):
+    "Runs of parts, and for each photo its parts from bottom to top -> a canvas (h,w) uint8 for each photo."
+    if len(shapes) > 1 and max(h for h, w in shapes)*sum(w for h, w in shapes) > _CANVAS:
+        return [_paint_all(_only(runs, photo, k), np.zeros_like(photo), [o], values, [s])[0] for k, (o, s) in enumerate(zip(orders, shapes))]
+    level, shades = np.zeros(len(values), np.int64), np.zeros((len(shapes), _BITS + 1), np.uint8)
+    for k, order in enumerate(orders):
+        level[order] = np.arange(len(order))
+        if len(order) <= _BITS: shades[k, 1:len(order) + 1] = values[order]
+    many = [k for k, order in enumerate(orders) if len(order) > _BITS]
+    few = np.flatnonzero(~np.isin(photo[runs[0]], many)) if many else slice(None)
+    out = _paint([r[few] for r in runs], photo, level, shades, shapes)
+    for k in many: _paint_over(out[k], _only(runs, photo, k), level, values)
+    return out
 
 # %% ../nbs/00_masks.ipynb #08ea5795
 def _first_look(ann, job):
@@ -567,12 +612,33 @@ def _first_look(ann, job):
 
 # %% ../nbs/00_masks.ipynb #7476a098
 def _order(js, anns, area, job):
-    "The parts of one photo from bottom to top -> (order, crowds)."
-    crowds = {j for j in js if anns[j].iscrowd} if job['crowd'] == 'ignore' else set()
-    objects = [j for j in js if j not in crowds]
-    if job['overlap'] == 'smallest': objects.sort(key=lambda j: (-area[j], 2**60 if anns[j].id is None else anns[j].id, j))
-    return sorted(crowds) + objects, crowds
+    "The parts of one photo from bottom to top."
+    crowds = [j for j in js if anns[j].iscrowd] if job['crowd'] == 'ignore' else []
+    objects = [j for j in js if not anns[j].iscrowd] if crowds else js
+    if job['overlap'] == 'smallest': objects = sorted(objects, key=lambda j: (-area[j], 2**63 if anns[j].id is None else anns[j].id, j))
+    return crowds + objects
 
+# %% ../nbs/00_masks.ipynb #3b7c55e9
+def _on_paper(canvas, size_hw):
+    "A canvas as a mask: what it does not fill is padding, and ignored."
+    if size_hw in (None, canvas.shape): return np.ascontiguousarray(canvas)
+    mask = np.full(size_hw, IGNORE, np.uint8)
+    mask[:canvas.shape[0], :canvas.shape[1]] = canvas
+    return mask
+
+# %% ../nbs/00_masks.ipynb #e39f13d5
+def _draw(runs, photo, good, anns, area, sizes, job):
+    "Runs on photos of these sizes (h,w), and the parts of each photo that are good -> masks (H,W) uint8."
+    runs = _to_grid(runs, photo, sizes, job['size_hw'], job['fit'])
+    under = job['crowd'] == 'ignore'
+    values = np.array([IGNORE if under and a.iscrowd else job['values'][a.category_id] for a in anns], np.uint8)
+    orders = [_order(js, anns, area, job) for js in good]
+    if job['overlap'] == 'ignore':
+        runs, photo, orders, values = _claimed_twice(runs, photo, orders, values, [j for j, a in enumerate(anns) if under and a.iscrowd])
+    shapes = [_geometry(h, w, job['size_hw'], job['fit'])[1][2:] for h, w in sizes]
+    return [_on_paper(c, job['size_hw']) for c in _paint_all(runs, photo, orders, values, shapes)]
+
+# %% ../nbs/00_masks.ipynb #e94f43ab
 def _masks(photos, job):
     "Judge and paint several photos, given as (annotations, h, w) -> (mask (H,W) uint8, verdict of each annotation) for each."
     looks = [[_first_look(a, job) for a in anns] for anns, _, _ in photos]
@@ -580,22 +646,31 @@ def _masks(photos, job):
     anns, photo = [photos[k][0][i] for k, i in live], np.array([k for k, _ in live], np.int64)
     runs, area, verdicts = _judge_all(anns, [photos[k][1] for k, _ in live], [photos[k][2] for k, _ in live])
     if len(photos) > 1 and any(v[1] == 'too_complex' for v in verdicts): return [_masks([p], job)[0] for p in photos]
-    boxes = _Boxes(_to_grid(runs, photo, [p[1:] for p in photos], job['size_hw'], job['fit']))
-    area, good = area.tolist(), [[] for _ in photos]
+    good = [[] for _ in photos]
     for j, ((k, i), v) in enumerate(zip(live, verdicts)):
         look = looks[k][i]
         if v[0] != 'dropped': good[k].append(j)
         looks[k][i] = v if not look[0] or v[0] == 'dropped' else ('repaired', look[1], ', '.join(filter(None, (look[2], v[2]))))
-    orders = [_order(js, anns, area, job) for js in good]
-    values = np.array([IGNORE if job['crowd'] == 'ignore' and a.iscrowd else job['values'][a.category_id] for a in anns], np.uint8)
-    return [(_paint(boxes, o[0], values, o[1], job['overlap'], h, w, job['size_hw'], job['fit']), look) for o, look, (_, h, w) in zip(orders, looks, photos)]
+    masks = _draw(runs, photo, good, anns, area.tolist(), [p[1:] for p in photos], job)
+    return list(zip(masks, looks))
+
+# %% ../nbs/00_masks.ipynb #9c23bfa1
+_local = threading.local()
+
+def _scratch(name, n):
+    "n bytes of memory that a thread uses again for each photo."
+    have = _local.__dict__.get(name, b'')
+    if len(have) < n: have = _local.__dict__[name] = np.empty(max(n, 2**20), np.uint8)
+    return have[:n]
 
 # %% ../nbs/00_masks.ipynb #bb66048d
 def _scale(image, h, w):
     "Area where it shrinks, linear where it grows, each axis by itself."
     H, W = image.shape[:2]
     if 1.2*h <= H <= 2.6*h and 1.2*w <= W <= 2.6*w:
-        return cv2.resize(cv2.resize(image, (2*w, 2*h), interpolation=cv2.INTER_LINEAR), (w, h), interpolation=cv2.INTER_AREA)
+        shape = 2*h, 2*w, *image.shape[2:]
+        twice = cv2.resize(image, shape[1::-1], dst=_scratch('twice', math.prod(shape)).reshape(shape), interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(twice, (w, h), interpolation=cv2.INTER_AREA)
     small = min(h, H), min(w, W)
     if small != (H, W): image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
     if small != (h, w): image = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
@@ -667,6 +742,7 @@ def _image_bytes(path):
         return data
     finally: os.close(fd)
 
+# %% ../nbs/00_masks.ipynb #3b755833
 def _check_pixels(name, h, w):
     if h*w > MAX_PIXELS: raise _BadImage('image_too_large', f'{name} declares {h:,}×{w:,} pixels, more than the {MAX_PIXELS:,} that are safe to decode')
 
@@ -685,6 +761,18 @@ def _to_rgb(im):
     a = (a >> 8 if a.max(initial=0) > 255 else a).clip(0, 255)             # 16 bit: keep the upper eight
     return np.repeat(a.astype(np.uint8)[..., None], 3, 2)                  # (H,W,3)
 
+# %% ../nbs/00_masks.ipynb #134285b5
+_T = Image.Transpose
+_TURN = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}
+_BACK = _TURN | {6: _T.ROTATE_90, 8: _T.ROTATE_270}
+
+def _stored(im):
+    "A PIL image -> (as it is stored, EXIF orientation)."
+    orientation = im.getexif().get(274)
+    if im.format != 'TIFF' or orientation not in _BACK: return im, orientation
+    im.load()
+    return im.transpose(_BACK[orientation]), orientation
+
 # %% ../nbs/00_masks.ipynb #b2460554
 def _by_pil(data, name, expect):
     "Any common picture -> (RGB, code of what was done); turned as EXIF says only if nothing else fits `expect`."
@@ -692,22 +780,23 @@ def _by_pil(data, name, expect):
         warnings.simplefilter('ignore')
         im = Image.open(io.BytesIO(data), formats=_formats())
         _check_pixels(name, im.height, im.width)
+        im, orientation = _stored(im)
         size, code = (im.height, im.width), ''
         if expect not in (None, size):
-            if expect != size[::-1] or im.getexif().get(274) not in (5, 6, 7, 8):
+            if expect != size[::-1] or orientation not in (5, 6, 7, 8):
                 raise _BadImage('size_mismatch', f'{name} is {size[0]}×{size[1]}, the annotation file says {expect[0]}×{expect[1]}')
-            im, code = ImageOps.exif_transpose(im), 'exif_rotated'
+            im, code = im.transpose(_TURN[orientation]), 'exif_rotated'
         return _to_rgb(im), code
 
 # %% ../nbs/00_masks.ipynb #ebfc635d
-def _decode(data, name, expect=None, buffer=None):
-    "Bytes -> ((H,W,3) uint8 RGB, code of what was done). JPEGs by libjpeg-turbo directly where simplejpeg is installed: the same pixels, sooner."
+def _decode(data, name, expect=None, reuse=False):
+    "Bytes -> ((H,W,3) uint8 RGB, code of what was done). JPEGs by libjpeg-turbo directly where simplejpeg is installed: the same pixels, sooner. reuse: into memory that the next call overwrites?"
     try:
         if data[:2] == b'\xff\xd8' and simplejpeg is not None:
             with contextlib.suppress(ValueError):                          # what it does not like, PIL shall judge
                 h, w, space, _ = simplejpeg.decode_jpeg_header(data)
                 if space in ('YCbCr', 'Gray') and h*w <= MAX_PIXELS and expect in (None, (h, w)):
-                    return simplejpeg.decode_jpeg(data, 'RGB', buffer=buffer(h*w*3) if buffer else None), ''
+                    return simplejpeg.decode_jpeg(data, 'RGB', buffer=_scratch('photo', h*w*3) if reuse else None), ''
         return _by_pil(data, name, expect)
     except _BadImage: raise
     except Image.DecompressionBombError: raise _BadImage('image_too_large', f'{name} is too large to decode safely') from None
@@ -817,8 +906,18 @@ def split_of(
         u -= fraction
     return 'train'
 
+# %% ../nbs/00_masks.ipynb #8820248e
+_id = (0, '')
+
+def _me():
+    "A name for this process that no other has, on this machine or another."
+    global _id
+    if _id[0] != os.getpid(): _id = os.getpid(), secrets.token_hex(6)
+    return _id[1]
+
 # %% ../nbs/00_masks.ipynb #f124ab43
 _serial = iter(range(2**62))
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_CLOEXEC', 0)
 
 def write_atomic(
     path:str|os.PathLike, # where the file shall be
@@ -828,31 +927,28 @@ def write_atomic(
     folder, name = os.path.split(os.fspath(path))
     temp = os.path.join(folder, f'.tmp-{_me()}-{next(_serial)}')
     try:
-        with open(temp, 'wb', buffering=0) as f:
+        fd = os.open(temp, _NEW, 0o666)
+        try:
             view = memoryview(data)
-            while len(view): view = view[f.write(view):]
+            while len(view): view = view[os.write(fd, view):]
+        finally: os.close(fd)
         os.replace(temp, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError): os.unlink(temp)
         raise
 
-_id = (0, '')
-def _me():
-    "A name for this process that no other has, on this machine or another."
-    global _id
-    if _id[0] != os.getpid(): _id = os.getpid(), secrets.token_hex(6)
-    return _id[1]
-
 # %% ../nbs/00_masks.ipynb #b93f5669
+def _chunk(kind, data=b''): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(data, zlib.crc32(kind)))
+
 def _png(mask):
     "(H,W) uint8 -> the bytes of a grey PNG."
     h, w = mask.shape
-    rows = np.zeros((h, w + 1), np.uint8)                                  # each row begins with its filter: 0, none
-    rows[:, 1:] = mask
-    z = zlib.compressobj(3, zlib.DEFLATED, 15, 8, zlib.Z_RLE)
-    chunks = ((b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 0, 0, 0, 0)), (b'IDAT', z.compress(rows) + z.flush()), (b'IEND', b''))
-    return b'\x89PNG\r\n\x1a\n' + b''.join(struct.pack('>I', len(d)) + k + d + struct.pack('>I', zlib.crc32(d, zlib.crc32(k))) for k, d in chunks)
+    rows = _scratch('rows', h*(w + 1)).reshape(h, w + 1)
+    rows[:, 0], rows[:, 1:] = 0, mask                                      # each row begins with its filter: 0, none
+    z = zlib.compressobj(1, zlib.DEFLATED, 15, 5, zlib.Z_RLE)              # 5: little memory to set up
+    return b'\x89PNG\r\n\x1a\n' + _chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 0, 0, 0, 0)) + _chunk(b'IDAT', z.compress(rows) + z.flush()) + _chunk(b'IEND')
 
+# %% ../nbs/00_masks.ipynb #5431ecfc
 def _encode(image, lossless):
     "(H,W,3) uint8 RGB -> the bytes of a PNG, or of a JPEG at quality 95."
     if lossless: return cv2.imencode('.png', image[..., ::-1])[1].tobytes()
@@ -888,6 +984,7 @@ class _Item(msgspec.Struct, array_like=True, gc=False):
     anns: list
     fail: tuple = ()
 
+# %% ../nbs/00_masks.ipynb #9d384d01
 class _Done(msgspec.Struct, array_like=True):
     "What became of it."
     k: int
@@ -902,12 +999,6 @@ class _Done(msgspec.Struct, array_like=True):
     suffix: str = ''
 
 # %% ../nbs/00_masks.ipynb #167ae54a
-_local = threading.local()
-def _buffer(n):
-    "A piece of memory that a thread uses again for each photo."
-    if len(getattr(_local, 'buffer', b'')) < n: _local.buffer = np.empty(max(n, 2**21), np.uint8)
-    return _local.buffer
-
 def _save(item, job, image, mask, lossless):
     "Write the two files of a photo, or its row in the two arrays."
     if job['pack']:
@@ -928,7 +1019,7 @@ def _one(item, job, ready=None):
     try:
         if item.fail: raise _BadImage(*item.fail)
         data = _image_bytes(_safe_path(job['roots'][item.root], item.file_name))
-        image, turned = _decode(data, item.file_name, _stated(item), _buffer)
+        image, turned = _decode(data, item.file_name, _stated(item), reuse=True)
         done.height, done.width = image.shape[:2]
         mask, verdicts = ready or _masks([(item.anns, *image.shape[:2])], job)[0]
         done.suffix = _save(item, job, resize_image(image, job['size_hw'], job['fit']), mask, data[:2] != b'\xff\xd8')
@@ -936,9 +1027,9 @@ def _one(item, job, ready=None):
     except _BadImage as e:
         done.code, done.detail = e.code, _text(str(e), '')
         verdicts = [('dropped', e.code, done.detail)]*len(item.anns)
-    for a, (action, code, detail) in zip(item.anns, verdicts):
-        setattr(done, action, getattr(done, action) + 1)
-        if action != 'used': done.rows.append([a.id, item.image_id, a.category_id, action, code, _text(detail, '')])
+    actions = [v[0] for v in verdicts]
+    done.used, done.repaired, done.dropped = map(actions.count, ('used', 'repaired', 'dropped'))
+    done.rows = [[a.id, item.image_id, a.category_id, *v[:2], _text(v[2], '')] for a, v in zip(item.anns, verdicts) if v[0] != 'used']
     return done
 
 # %% ../nbs/00_masks.ipynb #e1c317bd
@@ -948,15 +1039,16 @@ def _stated(item): return (item.height, item.width) if item.height and item.widt
 
 def _many(items, job):
     "A worker's task: a few photos."
-    small = [i for i in items if not i.fail and _stated(i) and i.height*i.width*len(items) <= 4*_AT_ONCE and max(_stated(i)) < 2**15]
-    ready = dict(zip((i.k for i in small), _masks([(i.anns, i.height, i.width) for i in small], job)))
+    room = 4*_AT_ONCE//len(items) if math.prod(job['size_hw'] or ())*len(items) <= 4*_AT_ONCE else 0
+    small = [i for i in items if not i.fail and _stated(i) and i.height*i.width <= room and max(_stated(i)) < 2**15]
+    ready = dict(zip((i.k for i in small), _masks([(i.anns, i.height, i.width) for i in small], job))) if small else {}
     return [_one(i, job, ready.get(i.k)) for i in items]
 
 # %% ../nbs/00_masks.ipynb #dc682a94
 def _mark_twins(anns):
     "Note the annotations whose id another one had before them: true copies 'same', others 'duplicate_id'."
+    if len({a.id for a in anns}) == len(anns): return
     ids = [a.id for a in anns if a.id is not None]
-    if len(set(ids)) == len(ids): return
     twice, seen = {i for i, n in Counter(ids).items() if n > 1}, defaultdict(set)
     for a in anns:
         if a.id not in twice: continue
@@ -964,6 +1056,7 @@ def _mark_twins(anns):
         if seen[a.id]: a.note = 'same' if what in seen[a.id] else f'{a.note} duplicate_id'.strip()
         seen[a.id].add(what)
 
+# %% ../nbs/00_masks.ipynb #cdabd5b9
 def _orphan(a, coco):
     "The audit's row for an annotation that belongs to no photo."
     notes = a.note.split()
@@ -989,7 +1082,7 @@ def _plan(cocos, splits, n_images=None):
         taken |= mine.keys()
         _mark_twins(coco.annotations)
         for a in coco.annotations:
-            item = mine.get(a.image_id) if a.image_id is not None else None
+            item = mine.get(a.image_id)                                    # no photo of ours has the id None
             if item is None: orphans.append(_orphan(a, coco))
             else: item.anns.append(a)
     there, items = len(items), items[:n_images]
@@ -997,17 +1090,22 @@ def _plan(cocos, splits, n_images=None):
     return items, names[:n_images], orphans, there
 
 # %% ../nbs/00_masks.ipynb #175f5257
+_plain = re.compile(r'([0-9A-Za-z_-]{5,100})\.[A-Za-z]{3,4}').fullmatch        # five letters: longer than any name a system reserves
+
 def _clean_stem(name):
     "A file's name without folder, extension, and characters that some system does not like."
+    if m := _plain(name or ''): return m[1]
     s = os.path.splitext(re.split(r'[\\/]', name or '')[-1])[0].encode('utf-8', 'replace').decode()
     s = re.sub(r'[^\w.+ ()-]', '_', s).strip(' .')[:100]
     return '_' + s if re.fullmatch(r'(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?', s) else s or 'image'
 
+# %% ../nbs/00_masks.ipynb #7e8dd92d
 def _stems(items):
     "Give every photo a file name that no other has, on any system."
-    def key(s): return unicodedata.normalize('NFC', s).casefold()
+    def key(s): return s.lower() if s.isascii() else unicodedata.normalize('NFC', s).casefold()
     for i in items: i.stem = _clean_stem(i.file_name)
     times = Counter(key(i.stem) for i in items)
+    if len(times) == len(items): return
     taken = {k for k, n in times.items() if n == 1}
     for i in items:
         if times[key(i.stem)] == 1: continue
@@ -1052,6 +1150,7 @@ def _try_lock(f):
     except OSError as e: return e.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)   # other errors: a disk without locks
     return True
 
+# %% ../nbs/00_masks.ipynb #6c30da6a
 @contextlib.contextmanager
 def _lock(out):
     "Hold a folder while it is prepared."
@@ -1090,6 +1189,7 @@ def _begin(out, settings):
     for p in chain(out.glob('.tmp-*'), out.glob('*/.tmp-*')): p.unlink(missing_ok=True)
     return False
 
+# %% ../nbs/00_masks.ipynb #6049760f
 def _is_whole(out, info):
     "Are all files of a finished folder still there?"
     if not all((out/f).is_file() for f in ('index.csv', 'audit.csv', 'classes.json')): return False
@@ -1098,10 +1198,10 @@ def _is_whole(out, info):
 
 # %% ../nbs/00_masks.ipynb #06b8c184
 def _read_journal(out, items, pack):
-    "What an interrupted run has finished: number -> _Done. A line cut short, and files that are gone, do not count."
+    "What an interrupted run has finished: number -> _Done. A line cut short, and files that are gone or empty, do not count."
     file, done, length = out/'.journal', {}, 0
     if not file.exists(): return done
-    there = {d: set(os.listdir(out/d)) for d in ('images', 'masks') if not pack}
+    there = {d: {f.name for f in os.scandir(out/d) if f.stat().st_size} for d in ('images', 'masks') if not pack}
     for line in file.read_bytes().splitlines(keepends=True):
         try: d = msgspec.json.decode(line if line.endswith(b'\n') else b'', type=_Done)
         except msgspec.DecodeError: break
@@ -1117,6 +1217,7 @@ def _npy_header(shape):
     "The first 128 bytes of a .npy file of uint8."
     return b'\x93NUMPY\x01\x00' + struct.pack('<H', 118) + str({'descr': '|u1', 'fortran_order': False, 'shape': shape}).encode().ljust(117) + b'\n'
 
+# %% ../nbs/00_masks.ipynb #bb611364
 def _open_parts(out, n, size_hw):
     "Make room for n rows."
     for name, shape in (('images', (n, *size_hw, 3)), ('masks', (n, *size_hw))):
@@ -1127,6 +1228,7 @@ def _open_parts(out, n, size_hw):
             f.write(_npy_header(shape))
             f.truncate(128 + math.prod(shape))
 
+# %% ../nbs/00_masks.ipynb #5d4a8ddc
 def _close_parts(out, n, rows, size_hw):
     "Name the arrays what they shall be called, without the rows of photos that failed."
     for name, shape in (('images', (*size_hw, 3)), ('masks', size_hw)):
@@ -1153,6 +1255,7 @@ def _start_worker():
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
+# %% ../nbs/00_masks.ipynb #b45156af
 @contextlib.contextmanager
 def _without_script():
     "Hide the running script: a process started now does not import it."
@@ -1182,13 +1285,13 @@ def _processes(n):
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
 # %% ../nbs/00_masks.ipynb #820fafd8
-def _stream(chunks, job, pool, room):
-    "Send chunks to an executor, never more than `room` at a time, and yield results as they come."
+def _stream(portions, job, pool, room):
+    "Send portions to an executor, never more than `room` at a time, and yield results as they come."
     busy = set()
     try:
-        for c in chunks:
-            for item in c: item.anns = [_Ann(a.id, a.image_id, a.category_id, a.iscrowd, bytes(a.segmentation), bytes(a.bbox)[:4], a.note) for a in item.anns]
-            busy.add(pool.submit(_many, c, job))
+        for p in portions:
+            for item in p: item.anns = [_Ann(a.id, a.image_id, a.category_id, a.iscrowd, bytes(a.segmentation), bytes(a.bbox)[:4], a.note) for a in item.anns]
+            busy.add(pool.submit(_many, p, job))
             if len(busy) < room: continue
             ready, busy = wait(busy, return_when=FIRST_COMPLETED)
             for r in ready: yield r.result()
@@ -1198,9 +1301,19 @@ def _stream(chunks, job, pool, room):
     finally:
         for b in busy: b.cancel()
 
+# %% ../nbs/00_masks.ipynb #fa5b6c3a
 def _cores():
     "How many cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+# %% ../nbs/00_masks.ipynb #4594ca44
+def _portions(todo, workers):
+    "Photos in portions of 32, with several workers smaller ones towards the end."
+    at = 0
+    while at < len(todo):
+        n = 32 if workers == 1 else max(4, min(32, (len(todo) - at)//(4*workers)))
+        yield todo[at:at + n]
+        at += n
 
 # %% ../nbs/00_masks.ipynb #950afab8
 def _run(items, job, out, workers, executor):
@@ -1210,11 +1323,11 @@ def _run(items, job, out, workers, executor):
     done = _read_journal(out, items, job['pack'])
     todo = [i for i in items if i.k not in done]
     workers = workers or max(1, min(_cores(), len(todo)//32))
-    n = max(1, min(16, len(todo)//(4*workers)))
-    chunks = (todo[i:i + n] for i in range(0, len(todo), n))
+    n = getattr(executor, '_max_workers', 16) if executor else workers
+    portions = _portions(todo, n)
     with contextlib.ExitStack() as stack:
-        if executor is None and workers == 1: results = (_many(c, job) for c in chunks)
-        else: results = _stream(chunks, job, executor or stack.enter_context(_processes(workers)), 4*(getattr(executor, '_max_workers', 16) if executor else workers))
+        if executor is None and workers == 1: results = (_many(p, job) for p in portions)
+        else: results = _stream(portions, job, executor or stack.enter_context(_processes(workers)), 4*n)
         journal = stack.enter_context(open(out/'.journal', 'ab'))
         bar = stack.enter_context(Bar(total=len(items), initial=len(done), unit=' photos', desc='prepare', disable=None))
         try:
@@ -1231,12 +1344,14 @@ def _run(items, job, out, workers, executor):
 # %% ../nbs/00_masks.ipynb #99663f32
 def _json(d): return (json.dumps(d, indent=1, ensure_ascii=False) + '\n').encode('utf-8', 'replace')
 
+# %% ../nbs/00_masks.ipynb #634c5362
 def _csv(columns, rows):
     f = io.StringIO(newline='')
     w = csv.writer(f, lineterminator='\n')
     w.writerows([columns.split(), *rows])
     return f.getvalue().encode('utf-8', 'replace')
 
+# %% ../nbs/00_masks.ipynb #859be1bf
 def _versions():
     import platform
     from seglab import __version__
@@ -1289,6 +1404,7 @@ class Prepared:
         "A DataFrame with a row per annotation that was repaired or dropped, and per photo that failed."
         return _frame(self.path/'audit.csv', 'annotation_id', 'image_id', 'category_id', 'detail')
 
+# %% ../nbs/00_masks.ipynb #855f004e
 def _frame(path, *texts):
     import pandas as pd
     return pd.read_csv(path, dtype={c: str for c in texts}, keep_default_na=False)
@@ -1302,12 +1418,14 @@ def _lines(self:Prepared):
     yield f"{i['written']:,} of {i['total']:,} photos ({splits}), {size}, {len(self.classes)} classes, in {self.info['seconds']:,} s"
     yield f"{a['total']:,} annotations = {a['used']:,} used + {a['repaired']:,} repaired + {a['dropped']:,} dropped"
 
+# %% ../nbs/00_masks.ipynb #181605cd
 @patch
 def __repr__(self:Prepared):
     head, sums = self._lines()
     rows = [f'  {n:7,} {"photos " if a == "failed" else ""}{a:8} {c}' for a, codes in self.codes.items() for c, n in codes.items()]
     return '\n'.join([f'Prepared folder {self.path.name!r}', '  ' + head, '  ' + sums, *rows])
 
+# %% ../nbs/00_masks.ipynb #c164342a
 @patch
 def _repr_markdown_(self:Prepared):
     head, sums = self._lines()
@@ -1323,6 +1441,7 @@ def _check_split(split, n):
     if fraction(split) or isinstance(split, str) and split: return [split]*n
     raise ValueError(f"split={split!r}: wanted a fraction from 0 to 1, a name, one name for each annotation file, or fractions such as {{'val': .1, 'test': .1}}")
 
+# %% ../nbs/00_masks.ipynb #4dd8713f
 def _check_arguments(crowd, overlap, values, n_images, workers, size, pack):
     for name, value, allowed in (('crowd', crowd, 'ignore paint drop'), ('overlap', overlap, 'smallest last ignore'), ('values', values, 'category_id class_index')):
         if value not in allowed.split(): raise ValueError(f"{name}={value!r}: wanted {' or '.join(map(repr, allowed.split()))}")
@@ -1340,6 +1459,7 @@ def _inputs(annotations, images):
         if not r.is_dir(): raise FileNotFoundError(f'There is no folder of photos {r.name!r}: give the folder that the file names in the annotation file start from')
     return files, roots
 
+# %% ../nbs/00_masks.ipynb #a3c805f3
 def _merge_categories(cocos):
     "The categories of all files, by id."
     out = {}

@@ -146,6 +146,94 @@ def test_hostile_photos(tmp_path):
     assert {names_i: rows[k] for k, names_i in enumerate(names, 1)} == names
     assert rows[99] in ('image_unreadable', 'image_missing')
 
+def kinds(photos):
+    "One drawn picture in every kind of file, 48×64 as stored -> their names."
+    y, x = np.mgrid[:48, :64]
+    im, names = Image.fromarray(np.stack([4*x, 5*y, 128 + 0*x], 2).astype(np.uint8)), []
+    def save(name, mode='RGB', **kw): (im.quantize() if mode == 'P' else im.convert(mode)).save(photos/name, **kw); names.append(name)
+    (photos/'sub folder').mkdir(parents=True)
+    for name, kw in {'plain.jpg': {}, 'UPPER.JPG': {}, 'progressive.jpeg': dict(progressive=True), 'ünï cödé.jpg': {}, 'full.jpg': dict(subsampling=0), 'sub folder/日本.webp': dict(lossless=True),
+                     'a.bmp': {}, 'a.tiff': {}, 'no_suffix': dict(format='PNG'), 'a_png.jpg': dict(format='PNG'), 'a_jpg.png': dict(format='JPEG')}.items(): save(name, **kw)
+    for mode, name in dict(L='grey.jpg', CMYK='cmyk.jpg', RGBA='alpha.png', LA='grey_alpha.png', P='palette.png', I='sixteen.png').items():
+        if mode == 'I': Image.fromarray(np.asarray(im.convert('L')).astype(np.uint16)*256).save(photos/name); names.append(name)
+        else: save(name, mode)
+    for o in range(1, 9):
+        exif = Image.Exif(); exif[274] = o
+        for end in ('jpg', 'png', 'tif'): save(f'exif{o}.{end}', exif=exif)
+    return np.asarray(im), names
+
+def test_all_kinds_of_photos(tmp_path):
+    "Colours, bit depths, formats, names, EXIF orientations: the photo as it is stored, and a mask of the same size."
+    from seglab.masks import prepare
+    stored, names = kinds(tmp_path/'photos')
+    d = coco(len(names))
+    for im, name in zip(d['images'], names): im['file_name'] = name
+    (tmp_path/'a.json').write_text(json.dumps(d))
+    p = prepare(tmp_path/'a.json', tmp_path/'photos', tmp_path/'out', size=None, workers=1)
+    assert p.counts['annotations'] == dict(total=len(names), used=len(names), repaired=0, dropped=0), p.audit
+    there = {f.stem: f for f in (p.path/'images').iterdir()}
+    grey = cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY).astype(int)
+    for row in p.index.itertuples():
+        image, mask = np.asarray(Image.open(there[row.stem])).astype(int), np.asarray(Image.open(p.path/'masks'/f'{row.stem}.png'))
+        assert image.shape == (48, 64, 3) and mask.shape == (48, 64) and mask[20, 40] == 1 and mask[5, 40] == 0, row.file_name
+        want = grey[..., None] if row.file_name in ('grey.jpg', 'grey_alpha.png', 'sixteen.png') else stored
+        assert np.abs(image - want).mean() < 5, row.file_name
+
+def test_turned_photos(tmp_path):
+    "Where the file says 64×48, that is how the annotator saw it: turned, photo and mask alike, in every format."
+    from seglab.masks import prepare
+    stored, names = kinds(tmp_path/'photos')
+    names = [n for n in names if n[:5] in ('exif5', 'exif6', 'exif7', 'exif8')]
+    d = coco(len(names), 64, 48, segmentation=[[5, 5, 25, 5, 25, 60]])
+    for im, name in zip(d['images'], names): im['file_name'] = name
+    (tmp_path/'a.json').write_text(json.dumps(d))
+    p = prepare(tmp_path/'a.json', tmp_path/'photos', tmp_path/'out', size=None, workers=1)
+    assert p.codes['repaired'] == dict(exif_rotated=len(names)) == dict(exif_rotated=12)
+    there, turned = {f.stem: f for f in (p.path/'images').iterdir()}, {5: stored.swapaxes(0, 1), 6: np.rot90(stored, -1), 7: np.rot90(stored, 2).swapaxes(0, 1), 8: np.rot90(stored)}
+    for row in p.index.itertuples():
+        image, mask = np.asarray(Image.open(there[row.stem])).astype(int), np.asarray(Image.open(p.path/'masks'/f'{row.stem}.png'))
+        assert mask.shape == image.shape[:2] == (64, 48) and mask[20, 20] == 1, row.file_name
+        assert np.abs(image - turned[int(row.file_name[4])]).mean() < 3, row.file_name
+
+@pytest.mark.parametrize('id,action', [(0, 'used'), (-5, 'used'), (2**53 + 1, 'used'), (2**63 - 1, 'used'), (7.0, 'repaired'), ('7', 'repaired'), (2**63, 'dropped'), (7.5, 'dropped'), (True, 'dropped')])
+def test_ids(tmp_path, id, action):
+    "Any integer of 64 bits is an id, and stays what it is."
+    from seglab.masks import prepare
+    photo(tmp_path/'0.jpg')
+    d = coco()
+    d['images'][0]['id'] = d['annotations'][0]['image_id'] = d['annotations'][0]['id'] = id
+    (tmp_path/'a.json').write_text(json.dumps(d))
+    p = prepare(tmp_path/'a.json', tmp_path, tmp_path/'out', size=32, workers=1)
+    assert p.counts['annotations'] == dict(total=1, used=0, repaired=0, dropped=0) | {action: 1}
+    if action != 'dropped': assert p.index.image_id.tolist() == [int(id)]
+
+@pytest.mark.parametrize('overlap', ['smallest', 'last', 'ignore'])
+def test_crowded_photo(tmp_path, overlap):
+    "More objects than bits in a number, crowds among them, on one photo beside others: as pycocotools paints them."
+    from pycocotools import mask as coco_mask
+    from seglab.masks import prepare
+    rng = np.random.default_rng(0)
+    n = (300, 40, 52, 53, 0)
+    for i in range(len(n)): photo(tmp_path/f'{i}.jpg', 60, 90 - i)
+    rings = [[(rng.uniform(0, 90, (1, 2)) + rng.uniform(-25, 25, (5, 2))).ravel().round(1).tolist() for _ in range(k)] for k in n]
+    d = coco(len(n))
+    for im in d['images']: im.update(height=60, width=90 - im['id'])
+    d['annotations'] = [dict(image_id=i, category_id=int(rng.integers(1, 200)), iscrowd=int(rng.random() < .1), segmentation=[r]) for i, rs in enumerate(rings) for r in rs]
+    for k, a in enumerate(d['annotations']): a['id'] = k
+    d['categories'] = [dict(id=i, name=str(i)) for i in range(1, 200)]
+    (tmp_path/'a.json').write_text(json.dumps(d))
+    p = prepare(tmp_path/'a.json', tmp_path, tmp_path/'out', size=None, workers=1, overlap=overlap)
+    for i in range(len(n)):
+        anns = [(a, coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(a['segmentation'], 60, 90 - i)))) for a in d['annotations'] if a['image_id'] == i]
+        want, claims = np.zeros((2, 60, 90 - i), np.uint8)
+        for a, m in anns:
+            if a['iscrowd']: want[m > 0] = 255
+        objects = [x for x in anns if not x[0]['iscrowd']]
+        if overlap == 'smallest': objects.sort(key=lambda x: (-int(x[1].sum()), x[0]['id']))
+        for a, m in objects: want[m > 0] = a['category_id']; claims = np.minimum(claims + m, 2)
+        if overlap == 'ignore': want[claims > 1] = 255
+        assert np.array_equal(np.asarray(Image.open(p.path/'masks'/f'{i}.png')), want), i
+
 def many(tmp_path, n=150):
     (tmp_path/'photos').mkdir()
     for i in range(n): photo(tmp_path/'photos'/f'{i}.jpg', seed=i)

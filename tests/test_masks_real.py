@@ -58,6 +58,23 @@ def test_bit_for_bit(coco, tmp_path, crowd, overlap):
             exact = want if size is None else cv2.resize(want, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
             assert np.array_equal(got, exact), (im['id'], size)
 
+def by_pil(mask, size, fit):
+    "Resized with the aspect kept: PIL's nearest, then padded with 255 at the right and below, or cut to the middle."
+    (h, w), (H, W) = mask.shape, size
+    s = min(H/h, W/w) if fit == 'pad' else max(H/h, W/w)
+    sh, sw = round(h*s), round(w*s)
+    scaled = np.array(Image.fromarray(mask).resize((sw, sh), Image.NEAREST))
+    if fit == 'crop': return scaled[(sh - H)//2:(sh - H)//2 + H, (sw - W)//2:(sw - W)//2 + W]
+    return np.pad(scaled, ((0, H - sh), (0, W - sw)), constant_values=255)
+
+@pytest.mark.parametrize('size,fit,crowd,overlap', [((256, 256), 'pad', 'ignore', 'smallest'), ((100, 333), 'pad', 'paint', 'last'), ((300, 280), 'crop', 'drop', 'ignore')])
+def test_other_fits(coco, tmp_path, size, fit, crowd, overlap):
+    "With the aspect kept, the files hold what PIL makes of the full-size masks."
+    p = prepare(FILE, PHOTOS, tmp_path/'p', size=size, fit=fit, crowd=crowd, overlap=overlap, n_images=80)
+    for row in p.index.itertuples():
+        got = np.array(Image.open(p.path/'masks'/f'{row.stem}.png'))
+        assert np.array_equal(got, by_pil(painted(*coco[row.image_id], crowd, overlap), size, fit)), row.stem
+
 def test_prepared_folder(coco, tmp_path):
     "The files on disk hold those masks, beside the photos; all annotations used."
     p = prepare(FILE, PHOTOS, tmp_path/'p')
