@@ -8,8 +8,9 @@ __all__ = ['FORMULA', 'MIN_PHOTOS', 'ERRORS', 'photo_counts', 'bootstrap_ious', 
            'compare']
 
 # %% ../nbs/04_compare.ipynb #75e350b4
-import html, json, os, platform, re, shutil, sys, tempfile, time, types, weakref
+import errno, html, json, os, platform, re, shutil, sys, tempfile, time, types, weakref
 from base64 import b64encode
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from hashlib import sha256
 from io import BytesIO
@@ -26,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/04_compare.ipynb #30cef80a
 from .masks import IGNORE, overlay, read_image, resize_image, resize_mask, write_atomic
-from .dataset import LabelSpace, SegDataset
+from .dataset import LabelError, LabelSpace, SegDataset
 from .metrics import Calibration, boundary_counts, boundary_iou, confusion_matrix, jsonable, scores, scores as _score
 from .model import Segmenter
 
@@ -128,7 +129,7 @@ class Evaluation:
         folder=None, # folder for `<stem>.png` of every prediction; None keeps none
         truth_folder=None, # folder for `<stem>.png` of every true mask; None keeps none
     ):
-        self.labels, self.name, self.boundary = labels, name, boundary
+        self.labels, self.name, self.boundary = labels, _text(name), boundary
         self.folder, self.truth_folder = (f and Path(f) for f in (folder, truth_folder))
         K = labels.num_labels
         self.matrix, self.boundary_counts = np.zeros((K, K), np.int64), np.zeros((2, K), np.int64)
@@ -153,18 +154,34 @@ def add(self:Evaluation,
     if self.folder: _write_mask(self.folder, stem, pred)
     if self.truth_folder: _write_mask(self.truth_folder, stem, truth)
     self.stems.append(stem); self.sizes.add(truth.shape)
-    self._truth.update(f'{stem}{truth.shape}'.encode() + np.ascontiguousarray(truth, np.uint8).tobytes())
+    self._truth.update(f'{stem}{truth.shape}'.encode('utf-8', 'surrogatepass') + np.ascontiguousarray(truth, np.uint8).tobytes())
     return self
 
 # %% ../nbs/04_compare.ipynb #afa1c4ec
+def _text(name):
+    "A name as text that any file, page and terminal can hold."
+    return str(name).encode('utf-8', 'backslashreplace').decode()
+
+def _write_text(path, text):
+    "A text file, whole or not at all; half characters, which UTF-8 has no bytes for, are spelled out."
+    write_atomic(path, text.encode('utf-8', 'backslashreplace'))
+
+# %% ../nbs/04_compare.ipynb #4a2c3082
 def _write_mask(folder, stem, mask):
     "Class indices as a grey PNG, whole or not at all."
     if Path(stem).name != stem or '\\' in stem or stem in ('', '.', '..'):
-        raise ValueError(f"{stem!r} cannot be the name of a mask file: it would leave its folder; correct the stem in index.csv.")
+        raise ValueError(f"{_text(stem)!r} cannot be the name of a mask file: it would leave its folder; correct the stem in index.csv.")
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_atomic(Path(folder)/f'{stem}.png', cv2.imencode('.png', np.ascontiguousarray(mask, np.uint8),
                                                           [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
 
+def _read_mask(path):
+    "(H,W) uint8: a mask that `_write_mask` wrote; OpenCV's own reader fails on names that are no UTF-8."
+    mask = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if mask is None: raise ValueError(f"the mask {_text(path.name)!r} cannot be read; compare again, so that it is written anew.")
+    return mask
+
+# %% ../nbs/04_compare.ipynb #448bbcbf
 @patch(as_prop=True)
 def digest(self:Evaluation)->str: # 16 hex digits
     "Fingerprint of the photos' names and true masks, in order."
@@ -269,7 +286,8 @@ def _answer(segmenter, images, mapping=None, num_labels=None):
 
 # %% ../nbs/04_compare.ipynb #f3976dbb
 def _by_size(samples):
-    "A batch as stacks of equal size, each with the places of its photos in the batch."
+    "A batch as stacks of equal size, each with the places of its photos in the batch; the first fault, if there is one."
+    if fault := next((s for s in samples if isinstance(s, Exception)), None): return fault
     groups = {}
     for i, s in enumerate(samples): groups.setdefault(tuple(s['labels'].shape), []).append(i)
     return [(at, torch.stack([samples[i]['pixel_values'] for i in at]), torch.stack([samples[i]['labels'] for i in at]))
@@ -279,10 +297,10 @@ def _answers(segmenter, ds, labels, batch_size, workers, device, calibration):
     "Yield (pred, truth) per photo, in order, (H,W) uint8; fills the calibration on the way."
     mapping, truth_map = label_mapping(segmenter.labels, labels), label_mapping(ds.labels, labels)
     same = segmenter.labels == labels
-    loader = torch.utils.data.DataLoader(ds, batch_size, num_workers=workers, collate_fn=_by_size)
+    loader = torch.utils.data.DataLoader(ds, batch_size, num_workers=workers, collate_fn=_by_size, worker_init_fn=_let_go)
     lut = torch.full((256,), IGNORE, dtype=torch.uint8)
     lut[:len(truth_map)] = torch.as_tensor(truth_map, dtype=torch.uint8)
-    for groups in loader:
+    for groups in _unbroken(loader):
         batch = {}
         for at, images, truth in groups:
             truth = lut[truth.long()]                                           # (b,H,W)
@@ -343,11 +361,29 @@ def evaluate(
 
 # %% ../nbs/04_compare.ipynb #c2d881b7
 class _Part(torch.utils.data.Dataset):
-    "The first n samples of a data set, with its labels."
+    "The first n samples of a data set, with its labels; a sample that cannot be had is the reason why."
     def __init__(self, ds, n): self.ds, self.n, self.labels = ds, n, ds.labels
     def __len__(self): return self.n
-    def __getitem__(self, i): return self.ds[i]
+    def __getitem__(self, i):
+        try: return self.ds[i]
+        except LabelError as e: return LabelError(str(e), e.cause)
+        except (ValueError, OSError) as e:
+            name = getattr(self.ds, 'stems', None)
+            return ValueError(f"photo {_text(name[i] if name else i)!r} cannot be scored ({' '.join(_text(e).split())}); put it right and run the same again: all models have to see the same photos.")
 
+def _unbroken(loader):
+    "The loader's batches; what went wrong in a process that loads photos is told as if it had gone wrong here."
+    batches = iter(loader)
+    while True:
+        try: groups = next(batches, None)
+        except RuntimeError as e:
+            if 'DataLoader worker' not in str(e): raise
+            raise RuntimeError("a process that loads photos was ended from outside, perhaps for want of memory; run the same again, with fewer workers.") from None
+        if groups is None: return
+        if isinstance(groups, Exception): raise groups
+        yield groups
+
+# %% ../nbs/04_compare.ipynb #9e8525ca
 def _notes(result, segmenter):
     "What a reader has to know of how this model was scored: one sentence each."
     out = []
@@ -444,7 +480,8 @@ class Comparison:
         seed:int=0, # seed of the draws
         confidence:float=.95, # of the intervals
     ):
-        self.evaluations, self.n_boot, self.seed, self.confidence = dict(evaluations), n_boot, seed, confidence
+        self.evaluations = {_text(n): e for n, e in dict(evaluations).items()}
+        self.n_boot, self.seed, self.confidence = n_boot, seed, confidence
         first = _same_masks(self.evaluations)
         self.labels, self.n, self.stems = first.labels, len(first), first.stems
         self.costs, self.histories, self.data, self.home, self.keep, self.remarks = {}, {}, None, None, None, []
@@ -545,8 +582,9 @@ def _lut(labels):
 
 def _background(labels): return labels.names.index('background') if 'background' in labels.names else None
 def _plain(text):
-    "A name that matplotlib draws as it is: no formula, no hidden legend entry."
-    text = str(text).replace('\\', '\\\\').replace('$', r'\$')
+    "A name that matplotlib draws as it is: no formula, no hidden legend entry, no character without a shape."
+    text = ''.join(c if c.isprintable() else ' ' if c.isspace() else '\ufffd' for c in str(text))
+    text = text.replace('\\', '\\\\').replace('$', r'\$')
     return ' ' + text if text.startswith('_') else text
 
 # %% ../nbs/04_compare.ipynb #01c31437
@@ -621,7 +659,7 @@ def photo(self:Comparison,
 )->dict: # stem, image (H,W,3) uint8 or None, truth (H,W) uint8, preds {name: (H,W) uint8}
     "One photo with its truth and what every model said."
     stem = self.stems[i]
-    read = lambda f: cv2.imread(str(f/f'{stem}.png'), cv2.IMREAD_UNCHANGED) if f and (f/f'{stem}.png').exists() else None
+    read = lambda f: _read_mask(f/f'{stem}.png') if f and (f/f'{stem}.png').exists() else None
     folders = {n: e.folder for n, e in self.evaluations.items()}
     truth = next((m for e in self.evaluations.values() if (m := read(e.truth_folder)) is not None), None)
     image = None if self.data is None else np.asarray(self.data[i]['pixel_values']).transpose(1, 2, 0)  # (H,W,3)
@@ -659,7 +697,7 @@ def _photo_row(self:Comparison, row, shot, i):
     cells += [_paint_errors(image, error_map(p, shot['truth'], bg)) for p in shot['preds'].values()]
     for ax, cell in zip(row, cells):
         ax.imshow(cell, interpolation='nearest'); ax.set_xticks([]); ax.set_yticks([])
-    row[0].set_ylabel(_plain(shot['stem'][:24]), fontsize=7)
+    row[0].set_ylabel(_plain(_text(shot['stem'])[:24]), fontsize=7)
     for ax, e in zip(row[2:], self.evaluations.values()): ax.set_xlabel(f"IoU {e.per_image['mean_iou'][i]:.2f}", fontsize=8)
 
 def _laid_over(image, mask, lut, background, alpha=.55):
@@ -894,7 +932,7 @@ def _embed(comparison, i):
     pack = lambda m: b64encode(compress(np.ascontiguousarray(resize_mask(m, size) if size != (h, w) else m).tobytes(), 9)).decode()
     image = shot['image'] if size == (h, w) or shot['image'] is None else resize_image(shot['image'], size)
     score = lambda e: e.per_image['mean_iou'][i]
-    return dict(name=shot['stem'], size=size, image=image is not None and _jpeg(image), truth=pack(shot['truth']),
+    return dict(name=_text(shot['stem']), size=size, image=image is not None and _jpeg(image), truth=pack(shot['truth']),
                 preds=[pack(p) for p in shot['preds'].values()], iou=[score(e) for e in comparison.evaluations.values()])
 
 def _jpeg(image):
@@ -918,7 +956,7 @@ def _photos(comparison, n_photos):
 
 def _data(comparison, photos):
     "The page's data as JSON that cannot end its script element."
-    d = dict(classes=[dict(name=n, color=c.tolist()) for n, c in zip(comparison.labels.names, comparison.labels.colors)], models=list(comparison.evaluations),
+    d = dict(classes=[dict(name=_text(n), color=c.tolist()) for n, c in zip(comparison.labels.names, comparison.labels.colors)], models=list(comparison.evaluations),
              background=_background(comparison.labels), errors=[dict(name=n, color=c) for n, c in ERRORS.values()], photos=photos)
     text = json.dumps(jsonable(d), allow_nan=False, separators=(',', ':'))
     for c in '<>&\u2028\u2029': text = text.replace(c, f'\\u{ord(c):04x}')
@@ -1043,17 +1081,24 @@ def _markdown(comparison, figures):
 
 # %% ../nbs/04_compare.ipynb #3e8c1da5
 @patch
+def _write(self:Comparison, n_photos):
+    "The report and, last, the scores; whoever calls holds the folder's lock."
+    figures = _figures(self)
+    (self.home/'pictures').mkdir(exist_ok=True)
+    for name, (fig, _) in figures.items(): write_atomic(self.home/'pictures'/f'{name}.png', _bytes(fig, 'png'))
+    _write_text(self.home/'report.html', _html(self, figures, *_photos(self, n_photos)))
+    _write_text(self.home/'report.md', _markdown(self, figures))
+    _write_text(self.home/'scores.json', json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False))
+    for fig, _ in figures.values(): plt.close(fig)
+
+# %% ../nbs/04_compare.ipynb #4cf1c285
+@patch
 def write(self:Comparison,
     n_photos:int=200, # at most so many photos in report.html
 )->Path: # the folder
     "Write report.html, report.md, pictures/ and, last, scores.json into the comparison's folder."
-    figures = _figures(self)
-    (self.home/'pictures').mkdir(exist_ok=True)
-    for name, (fig, _) in figures.items(): write_atomic(self.home/'pictures'/f'{name}.png', _bytes(fig, 'png'))
-    write_atomic(self.home/'report.html', _html(self, figures, *_photos(self, n_photos)).encode())
-    write_atomic(self.home/'report.md', _markdown(self, figures).encode())
-    write_atomic(self.home/'scores.json', json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False).encode())
-    for fig, _ in figures.values(): plt.close(fig)
+    if self.home is None: raise ValueError("this comparison has no folder; call compare(evaluations, out=...) to give it one.")
+    with _told(self.home), _locked(self.home/_MARK): self._write(n_photos)
     return self.home
 
 # %% ../nbs/04_compare.ipynb #c56ba744
@@ -1061,14 +1106,18 @@ _MADE, _MARK = ('scores.json', 'report.html', 'report.md', 'pictures', 'predicti
 
 def _begin(out):
     "An empty place for a comparison: clears what an earlier one left, refuses what is not ours, and locks it."
+    if out.exists() and not out.is_dir(): raise ValueError(f"{_text(out.name)} is a file; give a folder for the report.")
     out.mkdir(parents=True, exist_ok=True)
     there = [f for f in _MADE if (out/f).exists()]
     if there and not (out/_MARK).exists():
-        raise ValueError(f"{out.name} holds {', '.join(there)}, which compare did not write; give an empty or new folder for the report.")
+        raise ValueError(f"{_text(out.name)} holds {', '.join(there)}, which compare did not write; give an empty or new folder for the report.")
     lock = _locked(out/_MARK)
     for f in out.glob('.tmp-*'): f.unlink()                                      # what a killed write left
     for f in there: shutil.rmtree(out/f) if (out/f).is_dir() and not (out/f).is_symlink() else (out/f).unlink()
     return lock
+
+# %% ../nbs/04_compare.ipynb #259e22c2
+_locks = weakref.WeakSet()                                                       # open lock files of this process
 
 def _locked(path):
     "The open file, locked until it is closed or the process ends, however it ends."
@@ -1076,10 +1125,28 @@ def _locked(path):
     try:
         if os.name == 'nt': import msvcrt; msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else: import fcntl; fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as e:
+        if e.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS): return file   # a disk without locks
         file.close()
-        raise ValueError(f"another comparison is writing to {path.parent.name} just now; wait for it, or give another folder.") from None
+        raise ValueError(f"another comparison is writing to {_text(path.parent.name)} just now; wait for it, or give another folder.") from None
+    _locks.add(file)
     return file
+
+def _let_go(worker):
+    "A process that loads photos does not hold the folder."
+    for file in list(_locks): file.close()
+
+# %% ../nbs/04_compare.ipynb #21ed621b
+@contextmanager
+def _told(folder):
+    "Say in a sentence what the operating system means."
+    try: yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(e.errno, 'the disk is full; make room and run the same again, it starts afresh', _text(folder)) from None
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not isinstance(e, ConnectionError):
+            raise PermissionError(e.errno, f'the report cannot be written here ({e.strerror}); choose another folder', _text(folder)) from None
+        raise
 
 # %% ../nbs/04_compare.ipynb #0ec20d3b
 def _usual_size(evaluations):
@@ -1089,12 +1156,13 @@ def _usual_size(evaluations):
 
 def _named(models):
     "{name: model} from a dict, or from a list of runs by their folders' names."
-    if isinstance(models, dict): pairs = [(str(n), m) for n, m in models.items()]
+    if isinstance(models, dict): pairs = list(models.items())
     else:
         models = [models] if isinstance(models, (str, os.PathLike)) else list(models)
         pairs = [(Path(getattr(m, 'path', None) or m).name if not isinstance(m, Segmenter) else m.name, m) for m in models]
         twice = {n for n, _ in pairs if [p[0] for p in pairs].count(n) > 1}
         pairs = [(f'{Path(getattr(m, "path", None) or m).parent.name}/{n}' if n in twice and not isinstance(m, Segmenter) else n, m) for n, m in pairs]
+    pairs = [(_text(n), m) for n, m in pairs]
     if len(dict(pairs)) < len(pairs): raise ValueError(f"two models share a name ({', '.join(n for n, _ in pairs)}); give them names: compare({{'a': ..., 'b': ...}}, data).")
     if not pairs: raise ValueError("there is nothing to compare: give {'name': run, ...} with at least one model.")
     return dict(pairs)
@@ -1113,34 +1181,63 @@ def _common_labels(spaces):
 def _adopt(evaluation, home, folder):
     "An evaluation that was made before, with copies of the masks that it kept."
     for source, target in ((evaluation.folder, home/'predictions'/folder), (evaluation.truth_folder, home/'truth')):
-        for stem in evaluation.stems if source else []: _write_mask(target, stem, cv2.imread(str(source/f'{stem}.png'), cv2.IMREAD_UNCHANGED))
+        for stem in evaluation.stems if source else []: _write_mask(target, stem, _read_mask(source/f'{stem}.png'))
     return evaluation
+
+def _not_within(home, models):
+    "Refuse a folder for the report that holds the masks it is to be made from: it is cleared first."
+    for n, m in models.items():
+        for f in (m.folder, m.truth_folder) if isinstance(m, Evaluation) else ():
+            if f and home.resolve() in [f.resolve(), *f.resolve().parents]:
+                raise ValueError(f"the masks of {n} lie in {_text(home.name)}, which would be cleared for the new report; give another folder.")
 
 def _agreed(ds, nets):
     "The classes to score in: those of the data where all models can be mapped to them, else the coarsest of all."
     spaces = ({'the data': ds.labels} if hasattr(ds, 'labels') else {}) | {n: s.labels for n, s in nets.items()}
     return _common_labels(spaces) if spaces else None
 
+# %% ../nbs/04_compare.ipynb #fbc19e68
 def _run_folders(models):
     "{name: folder} of those models that are runs."
     paths = {n: Path(getattr(m, 'path', m)) for n, m in models.items() if isinstance(m, (str, os.PathLike)) or hasattr(m, 'path')}
     return {n: f for n, f in paths.items() if (f/'config.json').is_file()}
 
-def _training_remarks(models, comparison):
+def _config(path):
+    "What a run's config.json says of its samples and its data."
+    c = json.loads(path.read_bytes())
+    if not isinstance(c, dict): raise ValueError('it holds no JSON object')
+    settings = c['settings'] if isinstance(c.get('settings'), dict) else {}
+    size, digest = (c.get(k, settings.get(k)) for k in ('sample_hw', 'data_digest'))
+    if size and not (isinstance(size, list) and len(size) == 2 and all(isinstance(s, int) for s in size)): raise ValueError(f'its sample_hw is {size!r}')
+    return dict(sample_hw=size, data_digest=digest)
+
+def _history(path):
+    "The numbers of a run's history.csv that are drawn."
+    table = pd.read_csv(path)
+    if 'epoch' not in table: raise ValueError('it has no column epoch')
+    return table[[c for c in table if c in ('epoch', 'loss', 'train_loss', 'eval_loss', 'mean_iou', 'eval_mean_iou')]].astype(float)
+
+# %% ../nbs/04_compare.ipynb #709a8e58
+def _run_files(models, file, read):
+    "{name: what `read` makes of a file} of those models that are runs and have it, or a sentence that names the broken one."
+    out = {}
+    for n, f in _run_folders(models).items():
+        if not (f/file).is_file(): continue
+        try: out[n] = read(f/file)
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{n}: {file} of its run cannot be read ({' '.join(_text(e).split())[:120]}); train the run again, or compare without that file.") from None
+    return out
+
+def _training_remarks(configs, comparison):
     "What differs between the trainings, as far as the runs know: sample size and data."
-    configs = {n: json.loads((f/'config.json').read_text()) for n, f in _run_folders(models).items()}
-    known = lambda key: {n: v for n, c in configs.items() if (v := c.get(key, (c.get('settings') or {}).get(key)))}
+    known = lambda key: {n: c[key] for n, c in configs.items() if c[key]}
     sizes, digests, out = known('sample_hw'), known('data_digest'), []
     size = lambda s: f'{s[0]}×{s[1]}'
     scored = sorted({size(s) for e in comparison.evaluations.values() for s in e.sizes})
     if len({size(s) for s in sizes.values()} | set(scored)) > 1 and sizes:
         out.append('Trained on samples of ' + ', '.join(f'{size(s)} ({n})' for n, s in sizes.items()) + f"; scored on masks of {', '.join(scored[:3])}: a model may do worse at a size it was not trained at.")
-    if len(set(digests.values())) > 1: out.append(f"{', '.join(digests)} were trained on different data or with different augmentation (their data digests differ): the difference is not the architecture's alone.")
+    if len(set(map(str, digests.values()))) > 1: out.append(f"{', '.join(digests)} were trained on different data or with different augmentation (their data digests differ): the difference is not the architecture's alone.")
     return out
-
-def _histories(models):
-    "{name: history table} of those models that are runs."
-    return {n: pd.read_csv(f/'history.csv') for n, f in _run_folders(models).items() if (f/'history.csv').is_file()}
 
 # %% ../nbs/04_compare.ipynb #8afdaca2
 def compare(
@@ -1162,24 +1259,26 @@ def compare(
 )->Comparison: # prints as a table and what may be said of each pair
     "Score several models on the same masks by one formula, and say which is better where the photos show it."
     models = _named(models)
+    configs, histories = _run_files(models, 'config.json', _config), _run_files(models, 'history.csv', _history)
     nets = {n: _as_segmenter(m, n) for n, m in models.items() if not isinstance(m, Evaluation)}
     if nets and data is None: raise ValueError("data is missing: give the prepared folder or the data set on which to compare.")
     ds = None if data is None else _as_dataset(data, split, labels or _agreed(_pick(data, split), nets))
     labels = labels if isinstance(labels, LabelSpace) else _agreed(ds, nets) if nets else None
     keep = None if out else tempfile.TemporaryDirectory(prefix='seglab-')
     home = Path(out or keep.name)
+    _not_within(home, models)
     how = dict(labels=labels, batch_size=batch_size, workers=workers, device=device, n_images=n_images, progress=progress)
-    with _begin(home):
+    with _told(home), _begin(home):
         found = {}
         for n, folder in _folders(models).items():
             truth = None if any(e.truth_folder for e in found.values()) else home/'truth'
             found[n] = (evaluate(nets[n], ds, name=n, out=home/'predictions'/folder, truth_out=truth, **how) if n in nets
                         else _adopt(models[n], home, folder))
         result = Comparison(found, n_boot, seed, confidence)
-        result.home, result.keep, result.data, result.histories = home, keep, ds, _histories(models)
-        result.remarks += _training_remarks(models, result)
+        result.home, result.keep, result.data, result.histories = home, keep, ds, histories
+        result.remarks += _training_remarks(configs, result)
         if measure and nets: result.costs = costs(nets, _usual_size(found), batch_size, device)
-        if out: result.write(n_photos)
+        if out: result._write(n_photos)
     return result
 
 # %% ../nbs/04_compare.ipynb #b7e422da
