@@ -1084,12 +1084,14 @@ def _markdown(comparison, figures):
 def _write(self:Comparison, n_photos):
     "The report and, last, the scores; whoever calls holds the folder's lock."
     figures = _figures(self)
-    (self.home/'pictures').mkdir(exist_ok=True)
-    for name, (fig, _) in figures.items(): write_atomic(self.home/'pictures'/f'{name}.png', _bytes(fig, 'png'))
-    _write_text(self.home/'report.html', _html(self, figures, *_photos(self, n_photos)))
-    _write_text(self.home/'report.md', _markdown(self, figures))
-    _write_text(self.home/'scores.json', json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False))
-    for fig, _ in figures.values(): plt.close(fig)
+    try:
+        (self.home/'pictures').mkdir(exist_ok=True)
+        for name, (fig, _) in figures.items(): write_atomic(self.home/'pictures'/f'{name}.png', _bytes(fig, 'png'))
+        _write_text(self.home/'report.html', _html(self, figures, *_photos(self, n_photos)))
+        _write_text(self.home/'report.md', _markdown(self, figures))
+        _write_text(self.home/'scores.json', json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False))
+    finally:
+        for fig, _ in figures.values(): plt.close(fig)
 
 # %% ../nbs/04_compare.ipynb #4cf1c285
 @patch
