@@ -441,7 +441,8 @@ def device_name(
 )->str: # such as 'NVIDIA H100' or 'x86_64 CPU, 2 threads'
     "What the numbers were measured on."
     if torch.device(device).type == 'cuda': return torch.cuda.get_device_name(device)
-    return f'{platform.machine()} {torch.device(device).type.upper()}, {torch.get_num_threads()} threads'
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} {torch.device(device).type.upper()}, {threads} thread{'s' * (threads != 1)}"
 
 # %% ../nbs/04_compare.ipynb #6235fb9e
 def costs(
@@ -524,21 +525,36 @@ def table(self:Comparison)->pd.DataFrame: # a row per model
                           'photos/s': c['images_per_second'], 'memory (MiB)': c['peak_memory_bytes'] / 2**20}
     return pd.DataFrame(rows).T.dropna(axis=1, how='all')
 
+# %% ../nbs/04_compare.ipynb #d5c702db
+@patch(as_prop=True)
+def baseline(self:Comparison)->str: # one sentence
+    "What the dullest of all models would score: the one that knows only the most frequent class."
+    pixels = next(iter(self.evaluations.values())).matrix.sum(1)                # (K,) in truth
+    k, share = int(pixels.argmax()), pixels.max() / max(pixels.sum(), 1)
+    return (f"For scale: a model that says {self.labels.names[k]} everywhere would score a mean IoU of {share / max((pixels > 0).sum(), 1):.4f} "
+            f"and a pixel accuracy of {share:.4f} here.")
+
+@patch(as_prop=True)
+def notes(self:Comparison)->list: # sentences
+    "What a reader has to know of how the numbers were made."
+    out = [s for e in self.evaluations.values() for s in e.notes] + self.remarks
+    for n, e in self.evaluations.items():
+        said = np.flatnonzero(e.matrix.sum(0))
+        if len(said) == 1 and len(e.counts) and (e.matrix.sum(1) > 0).sum() > 1: out.append(f"{n} says {self.labels.names[said[0]]} everywhere: it tells nothing apart.")
+    return out
+
+# %% ../nbs/04_compare.ipynb #d324415a
 @patch(as_prop=True)
 def verdicts(self:Comparison)->list: # one sentence per pair
     "What may be said of each pair."
     return [f"{d['a']} and {d['b']}: {d['verdict']}." if d['better'] is None else f"{d['verdict']}." for d in self.differences]
 
 @patch
-def __repr__(self:Comparison): return '\n'.join([self.table.round(4).to_string(), *self.verdicts, *self.notes])
+def __repr__(self:Comparison): return '\n'.join([self.table.round(4).to_string(), *self.verdicts, self.baseline, *self.notes])
 @patch
 def _repr_html_(self:Comparison):
-    said = ''.join(f'<p>{html.escape(s)}</p>' for s in [*self.verdicts, *self.notes])
+    said = ''.join(f'<p>{html.escape(s)}</p>' for s in [*self.verdicts, self.baseline, *self.notes])
     return self.table.round(4).to_html(escape=True) + said
-@patch(as_prop=True)
-def notes(self:Comparison)->list: # sentences
-    "What a reader has to know of how the numbers were made."
-    return [s for e in self.evaluations.values() for s in e.notes] + self.remarks
 
 # %% ../nbs/04_compare.ipynb #e48cbe93
 @patch
@@ -773,15 +789,17 @@ def show_reliability(self:Comparison,
 
 # %% ../nbs/04_compare.ipynb #270fed52
 @patch
-def show_curves(self:Comparison)->plt.Figure: # losses on the left, mean IoU on the right
+def show_curves(self:Comparison)->plt.Figure: # losses above, mean IoU below
     "How the trainings of those models that are runs went."
-    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6), layout='constrained')
+    fig, (top, below) = plt.subplots(2, 1, figsize=(4.6, 4.2), sharex=True, layout='constrained')
     for m, (n, h) in enumerate(self.histories.items()):
         draw = lambda ax, col, **kw: col in h and ax.plot(*h[['epoch', col]].dropna().to_numpy(float).T, color=_MODEL_COLORS[m % 7], **kw)
-        draw(left, _column(h, 'train_loss', 'loss'), lw=1, ls=':'); draw(left, 'eval_loss', label=_plain(n), marker='os^Dv'[m % 5], ms=3)
-        draw(right, _column(h, 'mean_iou', 'eval_mean_iou'), label=_plain(n), marker='os^Dv'[m % 5], ms=3)
-    left.set(xlabel='epoch', ylabel='loss (dotted: training)'); right.set(xlabel='epoch', ylabel='mean IoU on validation')
-    for ax in (left, right): ax.spines[['top', 'right']].set_visible(False); ax.legend(fontsize=8, frameon=False)
+        draw(top, _column(h, 'train_loss', 'loss'), lw=1, ls=':'); draw(top, 'eval_loss', label=_plain(n), marker='os^Dv'[m % 5], ms=3)
+        draw(below, _column(h, 'mean_iou', 'eval_mean_iou'), label=_plain(n), marker='os^Dv'[m % 5], ms=3)
+    top.set(ylabel='loss (dotted: training)'); below.set(xlabel='epoch', ylabel='mean IoU on validation')
+    below.xaxis.get_major_locator().set_params(integer=True)
+    for ax in (top, below): ax.spines[['top', 'right']].set_visible(False)
+    if self.histories: top.legend(fontsize=8, frameon=False)
     return fig
 
 def _column(table, *names): return next((n for n in names if n in table), names[0])
@@ -793,9 +811,9 @@ _CSS = '''
 main{max-width:1080px;margin:auto;padding:1.2rem 1rem 4rem}h1{font-size:1.7rem;line-height:1.2;margin:.4rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .6rem}
 h1,p,li,figcaption,td,th,label,option{overflow-wrap:anywhere}.lead{font-size:1.1rem;border-left:4px solid var(--blue);background:var(--soft);padding:.6rem .9rem;margin:.6rem 0}
 .mute{color:var(--mute);font-size:.9rem}.scroll{overflow-x:auto;max-width:100%}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}th[scope=row]{position:sticky;left:0;background:#fff;max-width:11rem;white-space:normal}
-thead th{border-bottom:2px solid var(--ink);vertical-align:bottom}.charts{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}
-.charts figure{margin:0;max-width:100%;width:min-content;min-width:min(100%,15rem)}.charts img{max-width:calc(100vw - 2rem);height:auto;display:block}figcaption{font-size:.85rem;color:var(--mute)}
+th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}th[scope=row],th:first-child{position:sticky;left:0;background:#fff;min-width:7rem;max-width:11rem;white-space:normal}
+thead th{border-bottom:2px solid var(--ink);vertical-align:bottom}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,28rem),1fr));gap:1.6rem 1.2rem;align-items:start}
+.charts figure{margin:0;min-width:0}.charts .wide{grid-column:1/-1}.charts img{max-width:100%;height:auto;display:block}figcaption{font-size:.85rem;color:var(--mute)}
 .bar{display:flex;flex-wrap:wrap;gap:.5rem .8rem;align-items:center;margin:.5rem 0}.bar select{max-width:100%;min-width:0}
 button,select{font:inherit;padding:.3rem .6rem;border:1px solid #aab2bd;border-radius:6px;background:#fff;color:inherit;min-height:2.2rem}
 button{cursor:pointer}button:hover{background:var(--soft)}:focus-visible{outline:3px solid #f0a202;outline-offset:2px}
@@ -805,7 +823,7 @@ button{cursor:pointer}button:hover{background:var(--soft)}:focus-visible{outline
 .layers label:has(:checked){border-color:var(--blue)}.layers label:has(:focus-visible){outline:3px solid #f0a202}
 .layers input{position:absolute;opacity:0}.layers canvas{width:100%;height:auto;display:block;border-radius:4px}
 fieldset{border:1px solid var(--line);border-radius:6px;margin:.8rem 0 0;padding:.5rem .8rem .8rem;min-width:0}.classes{columns:2 9rem;max-height:22rem;overflow:auto}
-.classes label{display:flex;gap:.4rem;align-items:center;font-size:.9rem;break-inside:avoid;padding:.1rem 0}.swatch{width:1rem;height:1rem;flex:none;border:1px solid #888;border-radius:3px}
+.classes .absent{color:#8a939d}.classes label{display:flex;gap:.4rem;align-items:center;font-size:.9rem;break-inside:avoid;padding:.1rem 0}.swatch{width:1rem;height:1rem;flex:none;border:1px solid #888;border-radius:3px}
 .key{display:inline-flex;gap:.3rem;align-items:center;margin-right:.9rem;font-size:.85rem}@media(max-width:700px){.look{grid-template-columns:minmax(0,1fr)}body{font-size:15px}}
 '''
 
@@ -829,7 +847,7 @@ async function load(i) {
     const p = D.photos[i];
     if (cache.size > 12) cache.delete(cache.keys().next().value);
     cache.set(i, Promise.all([p.image ? picture(p.image) : null, inflate(p.truth), ...p.preds.map(inflate)])
-      .then(([image, truth, ...preds]) => ({...p, image, truth, preds})));
+      .then(([image, truth, ...preds]) => ({...p, image, truth, preds, met: new Set([truth, ...preds].flatMap(m => [...new Set(m)]))})));
   }
   return cache.get(i);
 }
@@ -866,7 +884,8 @@ function paint() {
   draw($('stage'), shot, l, Math.max(1, Math.round(640 / Math.max(...shot.size))));
   document.querySelectorAll('.layers canvas').forEach((c, i) => draw(c, shot, layers[i], 160 / Math.max(...shot.size)));
   $('stage').setAttribute('aria-label', l.name + ' of photo ' + shot.name + ', showing ' + (D.classes.filter((c, k) => on[k]).map(c => c.name).join(', ') || 'no class'));
-  $('said').textContent = shot.name + ' (' + (at + 1) + ' of ' + order.length + '): IoU in this photo: ' + D.models.map((n, m) => score(m)).join(', ') + '.';
+  $('said').replaceChildren(el('strong', {}, l.name), ', photo ' + shot.name + ' (' + (at + 1) + ' of ' + order.length + '). IoU in this photo: ' + D.models.map((n, m) => score(m)).join(', ') + '.');
+  document.querySelectorAll('#classes label').forEach((e, k) => e.classList.toggle('absent', !shot.met.has(k)));
   $('key').hidden = !l.errors;
 }
 '''
@@ -897,8 +916,11 @@ function build() {
   $('all').onclick = () => all(true); $('none').onclick = () => all(false);
   $('previous').onclick = () => show(at - 1); $('next').onclick = () => show(at + 1);
   $('photo').onchange = e => show(+e.target.value); $('order').onchange = arrange; $('opacity').oninput = paint;
-  document.addEventListener('keydown', e => { if (/^(INPUT|SELECT|TEXTAREA)$/.test(e.target.tagName) || e.ctrlKey || e.metaKey || e.altKey) return;
-    if (e.key === 'ArrowLeft') show(at - 1); else if (e.key === 'ArrowRight') show(at + 1);
+  $('layers').addEventListener('pointerup', () => setTimeout(() => document.activeElement.blur()));   // after the mouse, arrows turn photos
+  document.addEventListener('keydown', e => { const t = e.target.type || '';
+    if (e.ctrlKey || e.metaKey || e.altKey || /^select/.test(t)) return;
+    const arrows = !/^(radio|range)$/.test(t);                 // there they have a meaning of their own
+    if (arrows && e.key === 'ArrowLeft') show(at - 1); else if (arrows && e.key === 'ArrowRight') show(at + 1);
     else if (+e.key >= 1 && +e.key <= layers.length) document.querySelectorAll('#layers input')[e.key - 1].click(); });
 }
 build(); arrange().then(() => document.body.dataset.ready = 'yes');
@@ -910,7 +932,7 @@ _VIEWER = '''<section aria-labelledby="look"><h2 id="look">Look for yourself</h2
 <div><div id="layers" class="layers" role="radiogroup" aria-label="what to show"></div>
 <fieldset><legend>Classes</legend><div class="bar"><button id="all">all</button><button id="none">none</button>
 <label>opacity <input id="opacity" type="range" min="10" max="100" value="60"></label></div><div id="classes" class="classes"></div></fieldset></div></div>
-<p class="mute">Keys: arrow left and right change the photo, 1 to 9 what is shown; Tab and Space switch a class. {said}</p>
+<p class="mute">Classes that are not in the photo are grey. Keys: arrow left and right change the photo, 1 to 9 what is shown; Tab and Space switch a class. {said}</p>
 <noscript><p>The viewer needs JavaScript; everything else on this page does not.</p></noscript></section>'''
 
 # %% ../nbs/04_compare.ipynb #7fcebd7b
@@ -993,11 +1015,20 @@ def _class_rows(comparison):
     return head, rows
 
 # %% ../nbs/04_compare.ipynb #319bca72
+def _sizes(comparison):
+    "The photos' sizes in words, height first."
+    sizes = sorted({s for e in comparison.evaluations.values() for s in e.sizes})
+    return ', '.join(f'{h}×{w}' for h, w in sizes[:3]) + (f' and {len(sizes) - 3} more sizes' if len(sizes) > 3 else '')
+
+def _subtitle(comparison):
+    "What was compared on what, and when."
+    from seglab import __version__
+    return (f"{comparison.n:,} photos ({_sizes(comparison)}), {comparison.labels.num_labels} classes, "
+            f"{datetime.now(timezone.utc):%Y-%m-%d}, seglab {__version__}")
+
 def _method(comparison):
     "How the numbers were made: a list of sentences."
-    n, sizes = comparison.n, sorted({s for e in comparison.evaluations.values() for s in e.sizes})
-    size = ', '.join(f'{h}×{w}' for h, w in sizes[:3]) + (f' and {len(sizes) - 3} more' if len(sizes) > 3 else '')
-    out = [f"All models were scored on the same {n:,} photos with the same masks (height×width {size}).", FORMULA,
+    out = [f"All models were scored on the same {comparison.n:,} photos with the same masks (height×width {_sizes(comparison)}).", FORMULA,
            "Dice of a class = 2 TP / (2 TP + FP + FN). Boundary IoU is the IoU of bands along the outlines, 2 % of the image's diagonal wide. "
            "ECE is the mean gap between confidence and accuracy over 15 bins of confidence, weighted by pixels.",
            f"Intervals: paired bootstrap over photos, {comparison.n_boot:,} draws, seed {comparison.seed}. A model is called better only where the interval of the difference leaves out 0. "
@@ -1016,8 +1047,8 @@ def _figures(comparison):
     "{file name: (figure, what it shows)} of the report."
     names = list(comparison.evaluations)
     out = {'per_class': (comparison.show_iou().figure, 'IoU of each class with its interval, one bar per model')}
-    for n, folder in _folders(names).items(): out[f'confusion_{folder}'] = comparison.show_confusion(n).figure, f'Confusion matrix of {n}: rows truth, columns prediction, per cent of a row'
     if any(e.calibration for e in comparison.evaluations.values()): out['reliability'] = comparison.show_reliability().figure, 'Reliability: accuracy against confidence; on the dotted line a model is as often right as it says'
+    for n, folder in _folders(names).items(): out[f'confusion_{folder}'] = comparison.show_confusion(n).figure, f'Confusion matrix of {n}: rows truth, columns prediction, per cent of a row'
     if comparison.histories: out['curves'] = comparison.show_curves(), 'Training: losses and mean IoU by epoch'
     if all(e.folder for e in comparison.evaluations.values()) and any(e.truth_folder for e in comparison.evaluations.values()):
         for a, b in combinations(names, 2): out[f'differ_{_folders(names)[a]}_{_folders(names)[b]}'] = comparison.show_photos(comparison.most_different(a, b)), f'Photos on which {a} and {b} differ most'
@@ -1038,9 +1069,9 @@ def _html_table(head, rows):
     return ('<div class="scroll" tabindex="0" role="region" aria-label="table"><table><thead><tr>'
             + ''.join(f'<th scope="col">{e(h)}</th>' for h in head) + f'</tr></thead><tbody>{body}</tbody></table></div>')
 
-def _html_figure(data, alt, kind):
+def _html_figure(data, alt, kind, wide=False):
     mime = {'svg': 'image/svg+xml', 'png': 'image/png'}[kind]
-    return f'<figure><img alt="{html.escape(alt)}" src="data:{mime};base64,{b64encode(data).decode()}"><figcaption>{html.escape(alt)}.</figcaption></figure>'
+    return f'<figure{" class=wide" * wide}><img alt="{html.escape(alt)}" src="data:{mime};base64,{b64encode(data).decode()}"><figcaption>{html.escape(alt)}.</figcaption></figure>'
 
 def _orders(comparison):
     names = list(comparison.evaluations)
@@ -1055,9 +1086,9 @@ def _html(comparison, figures, photos, said):
     script = _JS_DATA + _JS_DRAW + _JS_UI
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
     viewer = _VIEWER.format(orders=_orders(comparison), said=e(said)) + f'<script type="application/json" id="data">{_data(comparison, photos)}</script><script>{script}</script>'
-    charts = ''.join(_html_figure(_bytes(f, 'svg'), alt, 'svg') for name, (f, alt) in figures.items() if not name.startswith(('differ', 'worst')))
-    parts = [f'<h1>{e(title)}</h1>', *[f'<p class="lead">{e(v)}</p>' for v in comparison.verdicts], '<h2>Scores</h2>', _html_table(*_score_rows(comparison)),
-             *[f'<p class="mute">{e(s)}</p>' for s in comparison.notes],
+    charts = ''.join(_html_figure(_bytes(f, 'svg'), alt, 'svg', bool(f.get_figwidth() > 6)) for name, (f, alt) in figures.items() if not name.startswith(('differ', 'worst')))
+    parts = [f'<h1>{e(title)}</h1><p class="mute">{e(_subtitle(comparison))}</p>', *[f'<p class="lead">{e(v)}</p>' for v in comparison.verdicts], '<h2>Scores</h2>', _html_table(*_score_rows(comparison)),
+             *[f'<p class="mute">{e(s)}</p>' for s in [comparison.baseline, *comparison.notes]],
              *(['<h2>Costs</h2>', _html_table(*_cost_rows(comparison))] if comparison.costs else []), viewer if photos else f'<p>{e(said)}</p>',
              '<h2>Charts</h2>', f'<div class="charts">{charts}</div>', '<h2>Classes</h2>', _html_table(*_class_rows(comparison)),
              '<h2>How it was measured</h2><ul>', *[f'<li>{e(s)}</li>' for s in _method(comparison)], '</ul>',
@@ -1073,7 +1104,7 @@ def _md_table(head, rows):
 
 def _markdown(comparison, figures):
     "The report as Markdown, with its pictures beside it."
-    parts = ['# Comparison: ' + _md(', '.join(comparison.evaluations)), *[f'**{_md(v)}**' for v in comparison.verdicts], '## Scores', _md_table(*_score_rows(comparison)), *map(_md, comparison.notes)]
+    parts = ['# Comparison: ' + _md(', '.join(comparison.evaluations)), _md(_subtitle(comparison)), *[f'**{_md(v)}**' for v in comparison.verdicts], '## Scores', _md_table(*_score_rows(comparison)), *map(_md, [comparison.baseline, *comparison.notes])]
     if comparison.costs: parts += ['## Costs', _md_table(*_cost_rows(comparison))]
     parts += ['## Pictures', *[f'![{_md(alt)}](pictures/{name}.png)\n\n*{_md(alt)}.*' for name, (_, alt) in figures.items()], '## Classes', _md_table(*_class_rows(comparison)),
               '## How it was measured', '\n'.join(f'- {_md(s)}' for s in _method(comparison))]

@@ -6,7 +6,8 @@
 __all__ = ['parcel', 'Shared', 'push', 'export_onnx', 'find_images', 'Predictions', 'predict_files']
 
 # %% ../nbs/lib/14_share.ipynb #0f41b6ea
-import copy, csv, importlib.util, io, json, os, sys, tempfile, warnings
+import copy, csv, errno, importlib.util, io, json, os, sys, tempfile, warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -318,6 +319,11 @@ def _stems(paths):
         taken.add(stem.lower()); out.append(stem)
     return out
 
+# %% ../nbs/lib/14_share.ipynb #f297becf
+def _text(name):
+    "A name as text that any file and any terminal can hold"
+    return str(name).encode('utf-8', 'backslashreplace').decode()
+
 # %% ../nbs/lib/14_share.ipynb #507f6a7a
 def _values(labels, values):
     "'category_id' or 'class_index', and the value of each class in a mask"
@@ -350,11 +356,11 @@ class Predictions:
     def complaint(self)->str: # empty when there is nothing to complain about
         "One sentence about the images that could not be done."
         if not self.failed: return ''
-        names = [f"{p} ({why})" for p, why in list(self.failed.items())[:10]]
+        names = [f"{_text(p)} ({why})" for p, why in list(self.failed.items())[:10]]
         more = f" and {len(self.failed) - 10} more (see index.csv)" if len(self.failed) > 10 else ''
         return (f"{len(self.failed)} of {len(self.failed) + len(self.done)} images could not be done: "
-                f"{'; '.join(names)}{more}; the other {len(self.done)} are in {self.path}")
-    def __str__(self): return f"{len(self.done)} masks in {self.path}"
+                f"{'; '.join(names)}{more}; the other {len(self.done)} are in {_text(self.path)}")
+    def __str__(self): return f"{len(self.done)} mask{'s' * (len(self.done) != 1)} in {_text(self.path)}"
     __repr__ = __str__
 
 # %% ../nbs/lib/14_share.ipynb #1a3ba14b
@@ -368,6 +374,18 @@ def _jpg(image):
     ok, data = cv2.imencode('.jpg', np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 92])
     return data.tobytes()
 
+@contextmanager
+def _told(folder):
+    "Say in a sentence what the operating system means"
+    try: yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(e.errno, 'the disk is full; make room and run the same again', _text(folder)) from None
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise PermissionError(e.errno, f'it cannot be written here ({e.strerror}); choose another folder', _text(folder)) from None
+        raise
+
+# %% ../nbs/lib/14_share.ipynb #b197d12f
 def predict_files(
     run, # a Run, the path of a run or of a saved model, a name on the Hub, or a Segmenter
     images, # a file, folder or pattern, or a list of them
@@ -385,29 +403,32 @@ def predict_files(
     paths = find_images(images, skip=out)
     if not paths: raise FileNotFoundError(f"all images given lie in {out}, which is written to; give another folder")
     table = np.array(numbers, np.uint8)
-    for part in ['masks'] + ['overlays']*with_overlay: (out/part).mkdir(parents=True, exist_ok=True)
     result, rows, entries = Predictions(out, [], {}), [], dict(images=[], annotations=[])
-    for i, (path, stem) in enumerate(zip(tqdm(paths, unit='image', disable=None if progress is None else not progress), _stems(paths)), 1):
-        try: image = read_image(path)
-        except (ValueError, OSError) as e:
-            result.failed[str(path)] = ' '.join(str(e).split()).removeprefix(path.name).strip()
-            rows.append([path, '', '', '', result.failed[str(path)]])
-            continue
-        indices = model.predict(image)                                                     # (H,W)
-        write_atomic(out/'masks'/f'{stem}.png', _png(table[indices]))
-        if with_overlay: write_atomic(out/'overlays'/f'{stem}.jpg', _jpg(overlay(image, indices, colors=model.labels.colors)))
-        if coco_json:
-            entries['images'].append(dict(id=i, file_name=path.name, height=image.shape[0], width=image.shape[1]))
-            entries['annotations'] += _annotations(indices, numbers, model.labels.names, i)
-        result.done.append(str(path)); rows.append([path, f'masks/{stem}.png', *image.shape[:2], ''])
-    _write_tables(out, values, numbers, model.labels, rows, entries if coco_json else None)
+    bar = tqdm(paths, unit='image', disable=None if progress is None else not progress)
+    with _told(out):
+        for part in ['masks'] + ['overlays']*with_overlay: (out/part).mkdir(parents=True, exist_ok=True)
+        for i, (path, stem) in enumerate(zip(bar, _stems(paths)), 1):
+            try: image = read_image(path)
+            except (ValueError, OSError) as e:
+                result.failed[str(path)] = ' '.join(_text(e).split()).removeprefix(_text(path.name)).strip(': ')
+                rows.append([_text(path), '', '', '', result.failed[str(path)]])
+                continue
+            indices = model.predict(image)                                                 # (H,W)
+            write_atomic(out/'masks'/f'{stem}.png', _png(table[indices]))
+            if with_overlay: write_atomic(out/'overlays'/f'{stem}.jpg', _jpg(overlay(image, indices, colors=model.labels.colors)))
+            if coco_json:
+                entries['images'].append(dict(id=i, file_name=path.name, height=image.shape[0], width=image.shape[1]))
+                entries['annotations'] += _annotations(indices, numbers, model.labels.names, i)
+            result.done.append(str(path)); rows.append([_text(path), _text(f'masks/{stem}.png'), *image.shape[:2], ''])
+        _write_tables(out, values, numbers, model.labels, rows, entries if coco_json else None)
     return result
 
+# %% ../nbs/lib/14_share.ipynb #9a7090b2
 def _write_tables(out, values, numbers, labels, rows, entries):
     "index.csv, classes.json and, if asked for, annotations.json"
     text = io.StringIO(newline='')
     csv.writer(text).writerows([['file_name', 'mask', 'height', 'width', 'error'], *rows])
-    write_atomic(out/'index.csv', text.getvalue().encode('utf-8', 'replace'))                 # a file name may be no UTF-8
+    write_atomic(out/'index.csv', text.getvalue().encode('utf-8', 'backslashreplace'))
     categories = [dict(id=int(n), name=name) for n, name in zip(numbers, labels.names)]
     write_atomic(out/'classes.json', json.dumps(dict(values=values, categories=categories), indent=2).encode())
     if entries is None: return
