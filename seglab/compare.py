@@ -8,7 +8,7 @@ __all__ = ['FORMULA', 'MIN_PHOTOS', 'ERRORS', 'photo_counts', 'bootstrap_ious', 
            'compare']
 
 # %% ../nbs/04_compare.ipynb #75e350b4
-import errno, html, json, os, platform, re, shutil, sys, tempfile, time, types, weakref
+import errno, html, inspect, json, os, platform, re, shutil, sys, tempfile, time, types, weakref
 from base64 import b64encode
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -51,6 +51,7 @@ def _stack(per_photo):
     photo = np.repeat(np.arange(len(per_photo), dtype=np.int32), [len(r) for r in per_photo])
     return np.concatenate([photo[:, None], np.concatenate(per_photo)], 1)
 
+# %% ../nbs/04_compare.ipynb #4f1abe5b
 def _weights(n, n_boot, seed):
     "Blocks of bootstrap weights: how often each of n photos is drawn, (r,n) float64."
     rng, block = np.random.default_rng(seed), max(1, 1_000_000 // max(n, 1))
@@ -239,6 +240,7 @@ def _as_segmenter(model, name='model'):
     if path.is_dir(): raise ValueError(f"{name}: the folder {path.name} holds no model (neither best/ nor seglab.json); give a run folder whose training has finished, or a saved model.")
     raise FileNotFoundError(f"{name}: there is no folder {model}; give a run folder, a saved model, a Run or a Segmenter.")
 
+# %% ../nbs/04_compare.ipynb #5118954d
 def _pick(data, split):
     "The right one of a pair (train, val); anything else as it is."
     return data[0 if split == 'train' else 1] if isinstance(data, (tuple, list)) and len(data) == 2 else data
@@ -284,6 +286,13 @@ def _answer(segmenter, images, mapping=None, num_labels=None):
     out.index_add_(1, torch.as_tensor(mapping, device=probs.device), probs)     # probabilities of classes that become one
     return out.argmax(1), out
 
+# %% ../nbs/04_compare.ipynb #a9e70a5e
+_locks = weakref.WeakSet()                                                       # open lock files of this process, see below
+
+def _let_go(worker):
+    "A process that loads photos does not hold the folder that this one writes to."
+    for file in list(_locks): file.close()
+
 # %% ../nbs/04_compare.ipynb #f3976dbb
 def _by_size(samples):
     "A batch as stacks of equal size, each with the places of its photos in the batch; the first fault, if there is one."
@@ -293,6 +302,7 @@ def _by_size(samples):
     return [(at, torch.stack([samples[i]['pixel_values'] for i in at]), torch.stack([samples[i]['labels'] for i in at]))
             for at in groups.values()]
 
+# %% ../nbs/04_compare.ipynb #c77d300a
 def _answers(segmenter, ds, labels, batch_size, workers, device, calibration):
     "Yield (pred, truth) per photo, in order, (H,W) uint8; fills the calibration on the way."
     mapping, truth_map = label_mapping(segmenter.labels, labels), label_mapping(ds.labels, labels)
@@ -411,6 +421,7 @@ class _Live(TorchDispatchMode):
             weakref.finalize(s, self._free, s._cdata, s.nbytes())
         return out
 
+# %% ../nbs/04_compare.ipynb #c39dc05e
 def _peak_memory(segmenter, images, device):
     "Bytes of weights plus the most that one forward pass held beside them."
     held = [*segmenter.parameters(), *segmenter.buffers()]
@@ -429,6 +440,7 @@ def _flops(segmenter, images):
         _logits(segmenter, images)
     return counter.get_total_flops()
 
+# %% ../nbs/04_compare.ipynb #e880e123
 def _seconds(segmenter, images, device):
     "Seconds of one forward pass, device work included."
     if device.type == 'cuda': torch.cuda.synchronize()
@@ -436,6 +448,7 @@ def _seconds(segmenter, images, device):
     if device.type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - start
 
+# %% ../nbs/04_compare.ipynb #41a26fa3
 def device_name(
     device, # a `torch.device` or its name
 )->str: # such as 'NVIDIA H100' or 'x86_64 CPU, 2 threads'
@@ -681,6 +694,7 @@ def photo(self:Comparison,
     image = None if self.data is None else np.asarray(self.data[i]['pixel_values']).transpose(1, 2, 0)  # (H,W,3)
     return dict(stem=stem, image=image, truth=truth, preds={n: read(f) for n, f in folders.items()})
 
+# %% ../nbs/04_compare.ipynb #64d4bf9f
 @patch
 def show_photos(self:Comparison,
     which:list=None, # indices of photos; None: where the first two differ most, or the only one does worst
@@ -703,6 +717,7 @@ def _met(self:Comparison, which):
     "Classes met on some photos, in truth or in a prediction."
     return {int(k) for e in self.evaluations.values() for i in which for k in e._rows[i][:, 0]}
 
+# %% ../nbs/04_compare.ipynb #48182835
 @patch
 def _photo_row(self:Comparison, row, shot, i):
     "Fill one row of axes with a photo, its truth, predictions and errors."
@@ -716,6 +731,7 @@ def _photo_row(self:Comparison, row, shot, i):
     row[0].set_ylabel(_plain(_text(shot['stem'])[:24]), fontsize=7)
     for ax, e in zip(row[2:], self.evaluations.values()): ax.set_xlabel(f"IoU {e.per_image['mean_iou'][i]:.2f}", fontsize=8)
 
+# %% ../nbs/04_compare.ipynb #089f9b6d
 def _laid_over(image, mask, lut, background, alpha=.55):
     "(H,W,3) uint8: classes laid over the photo with their outlines; the background stays clear."
     clear = mask == (background if background is not None else IGNORE)
@@ -762,6 +778,7 @@ def show_confusion(self:Comparison,
     ax.set(xlabel='predicted', ylabel='truth'); ax.set_title(f'{_plain(name)}, % of a row', fontsize=9)
     return ax
 
+# %% ../nbs/04_compare.ipynb #2fcaac91
 def _merged(matrix, names, most):
     "The confusion matrix of the classes that occur, those beyond the most frequent added up as 'others'."
     met = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
@@ -811,7 +828,7 @@ _CSS = '''
 main{max-width:1080px;margin:auto;padding:1.2rem 1rem 4rem}h1{font-size:1.7rem;line-height:1.2;margin:.4rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .6rem}
 h1,p,li,figcaption,td,th,label,option{overflow-wrap:anywhere}.lead{font-size:1.1rem;border-left:4px solid var(--blue);background:var(--soft);padding:.6rem .9rem;margin:.6rem 0}
 .mute{color:var(--mute);font-size:.9rem}.scroll{overflow-x:auto;max-width:100%}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}th[scope=row],th:first-child{position:sticky;left:0;background:#fff;min-width:7rem;max-width:11rem;white-space:normal}
+th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}th[scope=row],th:first-child{position:sticky;left:0;background:#fff;min-width:8rem;max-width:11rem;white-space:normal}
 thead th{border-bottom:2px solid var(--ink);vertical-align:bottom}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,28rem),1fr));gap:1.6rem 1.2rem;align-items:start}
 .charts figure{margin:0;min-width:0}.charts .wide{grid-column:1/-1}.charts img{max-width:100%;height:auto;display:block}figcaption{font-size:.85rem;color:var(--mute)}
 .bar{display:flex;flex-wrap:wrap;gap:.5rem .8rem;align-items:center;margin:.5rem 0}.bar select{max-width:100%;min-width:0}
@@ -823,7 +840,7 @@ button{cursor:pointer}button:hover{background:var(--soft)}:focus-visible{outline
 .layers label:has(:checked){border-color:var(--blue)}.layers label:has(:focus-visible){outline:3px solid #f0a202}
 .layers input{position:absolute;opacity:0}.layers canvas{width:100%;height:auto;display:block;border-radius:4px}
 fieldset{border:1px solid var(--line);border-radius:6px;margin:.8rem 0 0;padding:.5rem .8rem .8rem;min-width:0}.classes{columns:2 9rem;max-height:22rem;overflow:auto}
-.classes .absent{color:#8a939d}.classes label{display:flex;gap:.4rem;align-items:center;font-size:.9rem;break-inside:avoid;padding:.1rem 0}.swatch{width:1rem;height:1rem;flex:none;border:1px solid #888;border-radius:3px}
+.classes .absent{color:#6b7580}.classes label{display:flex;gap:.4rem;align-items:center;font-size:.9rem;break-inside:avoid;padding:.1rem 0}.swatch{width:1rem;height:1rem;flex:none;border:1px solid #888;border-radius:3px}
 .key{display:inline-flex;gap:.3rem;align-items:center;margin-right:.9rem;font-size:.85rem}@media(max-width:700px){.look{grid-template-columns:minmax(0,1fr)}body{font-size:15px}}
 '''
 
@@ -853,7 +870,8 @@ async function load(i) {
 }
 '''
 
-_JS_DRAW = r'''
+# %% ../nbs/04_compare.ipynb #2b6c8514
+_JS_LAYERS = r'''
 const layers = [{name: 'photo'}, {name: 'truth', mask: s => s.truth},
   ...D.models.map((n, m) => ({name: n, mask: s => s.preds[m]})), ...D.models.map((n, m) => ({name: 'errors of ' + n, errors: s => s.preds[m]}))];
 const rgba = ([r, g, b], a) => (a << 24 | b << 16 | g << 8 | r) >>> 0;
@@ -868,6 +886,10 @@ function fill(px, s, l, alpha) {                             // px: one 32-bit R
   for (let j = 0; j < px.length; j++)
     if (t[j] !== 255 && p[j] !== t[j] && (on[p[j]] || on[t[j]])) px[j] = err[bg === null ? 2 : p[j] === bg ? 0 : t[j] === bg ? 1 : 2];
 }
+'''
+
+# %% ../nbs/04_compare.ipynb #7e1f475e
+_JS_DRAW = r'''
 function draw(canvas, s, l, scale) {
   const [h, w] = s.size, c = canvas.getContext('2d'), flat = new OffscreenCanvas(w, h), f = flat.getContext('2d');
   canvas.width = w * scale; canvas.height = h * scale;
@@ -891,7 +913,7 @@ function paint() {
 '''
 
 # %% ../nbs/04_compare.ipynb #0664f33a
-_JS_UI = r'''
+_JS_ORDER = r'''
 async function show(place) {
   at = (place + order.length) % order.length; $('photo').value = at;
   const mine = ++ticket, s = await load(order[at]);
@@ -905,6 +927,10 @@ function arrange() {
   $('photo').replaceChildren(...order.map((i, k) => new Option(D.photos[i].name, k)));
   return show(0);
 }
+'''
+
+# %% ../nbs/04_compare.ipynb #b3f2597c
+_JS_UI = r'''
 function el(tag, attributes, ...inside) { const e = document.createElement(tag); Object.assign(e, attributes); e.append(...inside); return e; }
 function build() {
   layers.forEach((l, i) => { const c = el('canvas', {}); c.setAttribute('aria-hidden', 'true');
@@ -925,6 +951,8 @@ function build() {
 }
 build(); arrange().then(() => document.body.dataset.ready = 'yes');
 '''
+
+# %% ../nbs/04_compare.ipynb #17d34370
 _VIEWER = '''<section aria-labelledby="look"><h2 id="look">Look for yourself</h2>
 <div class="bar"><label>Photos: <select id="order">{orders}</select></label><button id="previous" aria-label="previous photo">&#8592;</button>
 <select id="photo" aria-label="photo"></select><button id="next" aria-label="next photo">&#8594;</button></div>
@@ -946,6 +974,7 @@ def _choose(comparison, n_photos):
     spread = np.linspace(0, comparison.n - 1, min(comparison.n, n_photos)).round().astype(int).tolist()
     return list(dict.fromkeys([*told[:n_photos // 2], *spread, *told, *range(min(comparison.n, 2 * n_photos))]))[:n_photos]
 
+# %% ../nbs/04_compare.ipynb #054bc04d
 def _embed(comparison, i):
     "A photo for the page: at most 320 pixels long, JPEG and deflated class indices."
     shot = comparison.photo(i)
@@ -976,6 +1005,7 @@ def _photos(comparison, n_photos):
     said = f"{len(shown)} of {comparison.n} photos are shown" + (', those that tell most and an even choice of the rest' if len(shown) < comparison.n else '')
     return [s for _, s in sorted(shown, key=lambda x: x[0])], said + f', at most {_LONGEST} pixels long; the numbers come from the masks at full size.'
 
+# %% ../nbs/04_compare.ipynb #13e0daac
 def _data(comparison, photos):
     "The page's data as JSON that cannot end its script element."
     d = dict(classes=[dict(name=_text(n), color=c.tolist()) for n, c in zip(comparison.labels.names, comparison.labels.colors)], models=list(comparison.evaluations),
@@ -997,12 +1027,14 @@ def _score_rows(comparison):
                      ('mean_dice', 'mean_boundary_iou', 'overall_accuracy', 'mean_accuracy', 'ece'))])
     return head, rows
 
+# %% ../nbs/04_compare.ipynb #4e09e487
 def _cost_rows(comparison):
     "Header and rows of the table of costs, as text."
     head = ['model', 'parameters', 'FLOPs per photo', 'latency, batch 1', 'throughput', 'peak memory, batch 1']
     return head, [[n, f"{c['parameters']/1e6:,.2f} M", f"{c['flops']/1e9:,.2f} G", f"{c['latency_ms']:,.1f} ms", f"{c['images_per_second']:,.1f} photos/s",
                    f"{c['peak_memory_bytes']/2**20:,.0f} MiB"] for n, c in comparison.costs.items()]
 
+# %% ../nbs/04_compare.ipynb #98c4eb70
 def _class_rows(comparison):
     "Header and rows of the table per class, as text; classes that were met nowhere are left out."
     es = comparison.evaluations
@@ -1026,6 +1058,7 @@ def _subtitle(comparison):
     return (f"{comparison.n:,} photos ({_sizes(comparison)}), {comparison.labels.num_labels} classes, "
             f"{datetime.now(timezone.utc):%Y-%m-%d}, seglab {__version__}")
 
+# %% ../nbs/04_compare.ipynb #f8edd83b
 def _method(comparison):
     "How the numbers were made: a list of sentences."
     out = [f"All models were scored on the same {comparison.n:,} photos with the same masks (height×width {_sizes(comparison)}).", FORMULA,
@@ -1040,7 +1073,7 @@ def _method(comparison):
         c = next(iter(comparison.costs.values()))
         out.append(f"Costs: measured on {c['device']} for photos of {c['size_hw'][0]}×{c['size_hw'][1]}, models in turns, medians; throughput at batch {c['batch_size']}; two FLOPs per multiply-add; "
                    "memory is weights plus the most bytes of tensors alive during one forward pass" + (', as torch counts them.' if 'CPU' not in c['device'] else ', without scratch space inside kernels.'))
-    return out + comparison.notes
+    return out
 
 # %% ../nbs/04_compare.ipynb #f1f19c53
 def _figures(comparison):
@@ -1055,6 +1088,7 @@ def _figures(comparison):
         for n, folder in _folders(names).items(): out[f'worst_{folder}'] = comparison.show_photos(comparison.worst(n)), f'Photos on which {n} does worst'
     return out
 
+# %% ../nbs/04_compare.ipynb #649ec8d3
 def _bytes(fig, kind):
     "A figure as a file, the same bytes for the same figure."
     file = BytesIO()
@@ -1083,7 +1117,7 @@ def _orders(comparison):
 def _html(comparison, figures, photos, said):
     "The whole page."
     e, title = html.escape, 'Comparison: ' + ', '.join(comparison.evaluations)
-    script = _JS_DATA + _JS_DRAW + _JS_UI
+    script = _JS_DATA + _JS_LAYERS + _JS_DRAW + _JS_ORDER + _JS_UI
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
     viewer = _VIEWER.format(orders=_orders(comparison), said=e(said)) + f'<script type="application/json" id="data">{_data(comparison, photos)}</script><script>{script}</script>'
     charts = ''.join(_html_figure(_bytes(f, 'svg'), alt, 'svg', bool(f.get_figwidth() > 6)) for name, (f, alt) in figures.items() if not name.startswith(('differ', 'worst')))
@@ -1150,8 +1184,6 @@ def _begin(out):
     return lock
 
 # %% ../nbs/04_compare.ipynb #259e22c2
-_locks = weakref.WeakSet()                                                       # open lock files of this process
-
 def _locked(path):
     "The open file, locked until it is closed or the process ends, however it ends."
     file = open(path, 'a+')
@@ -1164,10 +1196,6 @@ def _locked(path):
         raise ValueError(f"another comparison is writing to {_text(path.parent.name)} just now; wait for it, or give another folder.") from None
     _locks.add(file)
     return file
-
-def _let_go(worker):
-    "A process that loads photos does not hold the folder."
-    for file in list(_locks): file.close()
 
 # %% ../nbs/04_compare.ipynb #21ed621b
 @contextmanager
@@ -1200,6 +1228,7 @@ def _named(models):
     if not pairs: raise ValueError("there is nothing to compare: give {'name': run, ...} with at least one model.")
     return dict(pairs)
 
+# %% ../nbs/04_compare.ipynb #1f81b205
 def _common_labels(spaces):
     "The label space, one of theirs, that the answers of all models (and the masks) can be mapped to."
     for target in [*([spaces['the data']] if 'the data' in spaces else []), *sorted(spaces.values(), key=lambda s: s.num_labels)]:
@@ -1317,6 +1346,7 @@ def compare(
 # %% ../nbs/04_compare.ipynb #b7e422da
 class _Callable(types.ModuleType):
     "A module that answers a call with its function of the same name."
+    __signature__ = property(lambda self: inspect.signature(self.compare))
     def __call__(self, *args, **kwargs): return self.compare(*args, **kwargs)
 
 if __name__ == 'seglab.compare': sys.modules[__name__].__class__ = _Callable

@@ -28,6 +28,7 @@ def _best(run):
                          "and let at least one epoch of its training end")
     return path, best
 
+# %% ../nbs/lib/14_share.ipynb #2c2dc897
 def _without_paths(x):
     "Absolute paths anywhere in plain data, cut to their last part"
     if isinstance(x, dict): return {k: _without_paths(v) for k, v in x.items()}
@@ -37,6 +38,7 @@ def _without_paths(x):
             if kind(x).is_absolute() or x.startswith(('~', '..')): return kind(x).name
     return x
 
+# %% ../nbs/lib/14_share.ipynb #4e54c9ed
 def _load(run):
     "The Segmenter, whatever stands for it: itself, a Run, a folder, a name on the Hub"
     import torch
@@ -60,6 +62,7 @@ def _json_bytes(path):
     clean = _without_paths(data)
     return path.read_bytes() if clean == data else json.dumps(clean, indent=2).encode()
 
+# %% ../nbs/lib/14_share.ipynb #e7aca768
 def parcel(
     run, # a Run, or the path of a run folder or of a saved model
     **card, # for the model card: data, license, title, ...; what is None is left out
@@ -99,6 +102,7 @@ def _object(path):
     if not isinstance(d, dict): raise ValueError(f"{path} holds no JSON object; train the run again")
     return d
 
+# %% ../nbs/lib/14_share.ipynb #496a756f
 def _recipe(path):
     "How it was trained, in a sentence, where the run says so"
     file = path/'config.json'
@@ -127,6 +131,7 @@ class Shared:
     def __str__(self): return f"{len(self.files)} file{'s'*(len(self.files) != 1)} to {self.where}{': ' if self.note else ''}{self.note}\n  " + '\n  '.join(self.files)
     __repr__ = __str__
 
+# %% ../nbs/lib/14_share.ipynb #41c1d113
 def _pack(files, folder):
     "Write a parcel into a folder"
     for name, f in files.items():
@@ -212,6 +217,7 @@ def _need_onnx():
     missing = [m for m in ('onnx', 'onnxruntime', 'onnxscript') if importlib.util.find_spec(m) is None]
     if missing: raise ImportError(f"ONNX export needs {' and '.join(missing)}; run pip install 'seglab[onnx]'")
 
+# %% ../nbs/lib/14_share.ipynb #1159e9e7
 def _to_onnx(segmenter, path, dynamo):
     "Write the graph, traced at an odd size so that padding is part of it"
     import torch
@@ -232,6 +238,7 @@ def _pictures(n, h, w, seed=0):
     blobs = [cv2.resize(rng.integers(0, 256, (4, 5, 3)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC) for _ in range(n)]
     return np.clip(np.stack(blobs) + rng.normal(0, 8, (n, h, w, 3)), 0, 255).astype(np.uint8).transpose(0, 3, 1, 2).copy()
 
+# %% ../nbs/lib/14_share.ipynb #abe6778c
 def _onnx_check(segmenter, path, sizes):
     "Largest difference in logits, share of equal mask pixels: the file beside the model"
     import onnxruntime, torch
@@ -246,6 +253,7 @@ def _onnx_check(segmenter, path, sizes):
         same, total = same + int((got.argmax(1) == want.argmax(1)).sum()), total + want[:, 0].size
     return worst, same/total
 
+# %% ../nbs/lib/14_share.ipynb #09360cce
 def _seal(segmenter, draft, path, difference, equal, sizes):
     "Write classes and the measured difference into the file, and beside it"
     import onnx, onnxruntime, torch
@@ -263,6 +271,7 @@ def _seal(segmenter, draft, path, difference, equal, sizes):
     write_atomic(path.with_suffix('.json'), json.dumps(about, indent=2).encode())
     return path
 
+# %% ../nbs/lib/14_share.ipynb #7eb4b402
 def export_onnx(
     run, # a Run, the path of a run or of a saved model, or a Segmenter
     path=None, # .onnx file to write, or a folder for model.onnx; default `model.onnx` in the run
@@ -335,6 +344,7 @@ def _values(labels, values):
         raise ValueError(f"the class {merged[0]!r} of this model stands for several category ids; ask for values='class_index'")
     return values, [ids[0] for ids in labels.ids] if values == 'category_id' else list(range(labels.num_labels))
 
+# %% ../nbs/lib/14_share.ipynb #7e83a0a0
 def _annotations(indices, numbers, names, image_id):
     "COCO annotations of one (H,W) mask: an RLE for each class but the background"
     from pycocotools import mask as coco
@@ -374,6 +384,7 @@ def _jpg(image):
     ok, data = cv2.imencode('.jpg', np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 92])
     return data.tobytes()
 
+# %% ../nbs/lib/14_share.ipynb #0be58cb9
 @contextmanager
 def _told(folder):
     "Say in a sentence what the operating system means"
