@@ -8,8 +8,9 @@ __all__ = ['FORMULA', 'MIN_PHOTOS', 'ERRORS', 'photo_counts', 'bootstrap_ious', 
            'compare']
 
 # %% ../nbs/04_compare.ipynb #75e350b4
-import html, json, os, platform, re, shutil, sys, tempfile, time, types, weakref
+import errno, html, inspect, json, os, platform, re, shutil, sys, tempfile, time, types, weakref
 from base64 import b64encode
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from hashlib import sha256
 from io import BytesIO
@@ -26,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/04_compare.ipynb #30cef80a
 from .masks import IGNORE, overlay, read_image, resize_image, resize_mask, write_atomic
-from .dataset import LabelSpace, SegDataset
+from .dataset import LabelError, LabelSpace, SegDataset
 from .metrics import Calibration, boundary_counts, boundary_iou, confusion_matrix, jsonable, scores, scores as _score
 from .model import Segmenter
 
@@ -50,6 +51,7 @@ def _stack(per_photo):
     photo = np.repeat(np.arange(len(per_photo), dtype=np.int32), [len(r) for r in per_photo])
     return np.concatenate([photo[:, None], np.concatenate(per_photo)], 1)
 
+# %% ../nbs/04_compare.ipynb #4f1abe5b
 def _weights(n, n_boot, seed):
     "Blocks of bootstrap weights: how often each of n photos is drawn, (r,n) float64."
     rng, block = np.random.default_rng(seed), max(1, 1_000_000 // max(n, 1))
@@ -128,7 +130,7 @@ class Evaluation:
         folder=None, # folder for `<stem>.png` of every prediction; None keeps none
         truth_folder=None, # folder for `<stem>.png` of every true mask; None keeps none
     ):
-        self.labels, self.name, self.boundary = labels, name, boundary
+        self.labels, self.name, self.boundary = labels, _text(name), boundary
         self.folder, self.truth_folder = (f and Path(f) for f in (folder, truth_folder))
         K = labels.num_labels
         self.matrix, self.boundary_counts = np.zeros((K, K), np.int64), np.zeros((2, K), np.int64)
@@ -153,18 +155,34 @@ def add(self:Evaluation,
     if self.folder: _write_mask(self.folder, stem, pred)
     if self.truth_folder: _write_mask(self.truth_folder, stem, truth)
     self.stems.append(stem); self.sizes.add(truth.shape)
-    self._truth.update(f'{stem}{truth.shape}'.encode() + np.ascontiguousarray(truth, np.uint8).tobytes())
+    self._truth.update(f'{stem}{truth.shape}'.encode('utf-8', 'surrogatepass') + np.ascontiguousarray(truth, np.uint8).tobytes())
     return self
 
 # %% ../nbs/04_compare.ipynb #afa1c4ec
+def _text(name):
+    "A name as text that any file, page and terminal can hold."
+    return str(name).encode('utf-8', 'backslashreplace').decode()
+
+def _write_text(path, text):
+    "A text file, whole or not at all; half characters, which UTF-8 has no bytes for, are spelled out."
+    write_atomic(path, text.encode('utf-8', 'backslashreplace'))
+
+# %% ../nbs/04_compare.ipynb #4a2c3082
 def _write_mask(folder, stem, mask):
     "Class indices as a grey PNG, whole or not at all."
     if Path(stem).name != stem or '\\' in stem or stem in ('', '.', '..'):
-        raise ValueError(f"{stem!r} cannot be the name of a mask file: it would leave its folder; correct the stem in index.csv.")
+        raise ValueError(f"{_text(stem)!r} cannot be the name of a mask file: it would leave its folder; correct the stem in index.csv.")
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_atomic(Path(folder)/f'{stem}.png', cv2.imencode('.png', np.ascontiguousarray(mask, np.uint8),
                                                           [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
 
+def _read_mask(path):
+    "(H,W) uint8: a mask that `_write_mask` wrote; OpenCV's own reader fails on names that are no UTF-8."
+    mask = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if mask is None: raise ValueError(f"the mask {_text(path.name)!r} cannot be read; compare again, so that it is written anew.")
+    return mask
+
+# %% ../nbs/04_compare.ipynb #448bbcbf
 @patch(as_prop=True)
 def digest(self:Evaluation)->str: # 16 hex digits
     "Fingerprint of the photos' names and true masks, in order."
@@ -222,6 +240,7 @@ def _as_segmenter(model, name='model'):
     if path.is_dir(): raise ValueError(f"{name}: the folder {path.name} holds no model (neither best/ nor seglab.json); give a run folder whose training has finished, or a saved model.")
     raise FileNotFoundError(f"{name}: there is no folder {model}; give a run folder, a saved model, a Run or a Segmenter.")
 
+# %% ../nbs/04_compare.ipynb #5118954d
 def _pick(data, split):
     "The right one of a pair (train, val); anything else as it is."
     return data[0 if split == 'train' else 1] if isinstance(data, (tuple, list)) and len(data) == 2 else data
@@ -267,22 +286,31 @@ def _answer(segmenter, images, mapping=None, num_labels=None):
     out.index_add_(1, torch.as_tensor(mapping, device=probs.device), probs)     # probabilities of classes that become one
     return out.argmax(1), out
 
+# %% ../nbs/04_compare.ipynb #a9e70a5e
+_locks = weakref.WeakSet()                                                       # open lock files of this process, see below
+
+def _let_go(worker):
+    "A process that loads photos does not hold the folder that this one writes to."
+    for file in list(_locks): file.close()
+
 # %% ../nbs/04_compare.ipynb #f3976dbb
 def _by_size(samples):
-    "A batch as stacks of equal size, each with the places of its photos in the batch."
+    "A batch as stacks of equal size, each with the places of its photos in the batch; the first fault, if there is one."
+    if fault := next((s for s in samples if isinstance(s, Exception)), None): return fault
     groups = {}
     for i, s in enumerate(samples): groups.setdefault(tuple(s['labels'].shape), []).append(i)
     return [(at, torch.stack([samples[i]['pixel_values'] for i in at]), torch.stack([samples[i]['labels'] for i in at]))
             for at in groups.values()]
 
+# %% ../nbs/04_compare.ipynb #c77d300a
 def _answers(segmenter, ds, labels, batch_size, workers, device, calibration):
     "Yield (pred, truth) per photo, in order, (H,W) uint8; fills the calibration on the way."
     mapping, truth_map = label_mapping(segmenter.labels, labels), label_mapping(ds.labels, labels)
     same = segmenter.labels == labels
-    loader = torch.utils.data.DataLoader(ds, batch_size, num_workers=workers, collate_fn=_by_size)
+    loader = torch.utils.data.DataLoader(ds, batch_size, num_workers=workers, collate_fn=_by_size, worker_init_fn=_let_go)
     lut = torch.full((256,), IGNORE, dtype=torch.uint8)
     lut[:len(truth_map)] = torch.as_tensor(truth_map, dtype=torch.uint8)
-    for groups in loader:
+    for groups in _unbroken(loader):
         batch = {}
         for at, images, truth in groups:
             truth = lut[truth.long()]                                           # (b,H,W)
@@ -343,11 +371,29 @@ def evaluate(
 
 # %% ../nbs/04_compare.ipynb #c2d881b7
 class _Part(torch.utils.data.Dataset):
-    "The first n samples of a data set, with its labels."
+    "The first n samples of a data set, with its labels; a sample that cannot be had is the reason why."
     def __init__(self, ds, n): self.ds, self.n, self.labels = ds, n, ds.labels
     def __len__(self): return self.n
-    def __getitem__(self, i): return self.ds[i]
+    def __getitem__(self, i):
+        try: return self.ds[i]
+        except LabelError as e: return LabelError(str(e), e.cause)
+        except (ValueError, OSError) as e:
+            name = getattr(self.ds, 'stems', None)
+            return ValueError(f"photo {_text(name[i] if name else i)!r} cannot be scored ({' '.join(_text(e).split())}); put it right and run the same again: all models have to see the same photos.")
 
+def _unbroken(loader):
+    "The loader's batches; what went wrong in a process that loads photos is told as if it had gone wrong here."
+    batches = iter(loader)
+    while True:
+        try: groups = next(batches, None)
+        except RuntimeError as e:
+            if 'DataLoader worker' not in str(e): raise
+            raise RuntimeError("a process that loads photos was ended from outside, perhaps for want of memory; run the same again, with fewer workers.") from None
+        if groups is None: return
+        if isinstance(groups, Exception): raise groups
+        yield groups
+
+# %% ../nbs/04_compare.ipynb #9e8525ca
 def _notes(result, segmenter):
     "What a reader has to know of how this model was scored: one sentence each."
     out = []
@@ -375,6 +421,7 @@ class _Live(TorchDispatchMode):
             weakref.finalize(s, self._free, s._cdata, s.nbytes())
         return out
 
+# %% ../nbs/04_compare.ipynb #c39dc05e
 def _peak_memory(segmenter, images, device):
     "Bytes of weights plus the most that one forward pass held beside them."
     held = [*segmenter.parameters(), *segmenter.buffers()]
@@ -393,6 +440,7 @@ def _flops(segmenter, images):
         _logits(segmenter, images)
     return counter.get_total_flops()
 
+# %% ../nbs/04_compare.ipynb #e880e123
 def _seconds(segmenter, images, device):
     "Seconds of one forward pass, device work included."
     if device.type == 'cuda': torch.cuda.synchronize()
@@ -400,12 +448,14 @@ def _seconds(segmenter, images, device):
     if device.type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - start
 
+# %% ../nbs/04_compare.ipynb #41a26fa3
 def device_name(
     device, # a `torch.device` or its name
 )->str: # such as 'NVIDIA H100' or 'x86_64 CPU, 2 threads'
     "What the numbers were measured on."
     if torch.device(device).type == 'cuda': return torch.cuda.get_device_name(device)
-    return f'{platform.machine()} {torch.device(device).type.upper()}, {torch.get_num_threads()} threads'
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} {torch.device(device).type.upper()}, {threads} thread{'s' * (threads != 1)}"
 
 # %% ../nbs/04_compare.ipynb #6235fb9e
 def costs(
@@ -444,7 +494,8 @@ class Comparison:
         seed:int=0, # seed of the draws
         confidence:float=.95, # of the intervals
     ):
-        self.evaluations, self.n_boot, self.seed, self.confidence = dict(evaluations), n_boot, seed, confidence
+        self.evaluations = {_text(n): e for n, e in dict(evaluations).items()}
+        self.n_boot, self.seed, self.confidence = n_boot, seed, confidence
         first = _same_masks(self.evaluations)
         self.labels, self.n, self.stems = first.labels, len(first), first.stems
         self.costs, self.histories, self.data, self.home, self.keep, self.remarks = {}, {}, None, None, None, []
@@ -487,21 +538,36 @@ def table(self:Comparison)->pd.DataFrame: # a row per model
                           'photos/s': c['images_per_second'], 'memory (MiB)': c['peak_memory_bytes'] / 2**20}
     return pd.DataFrame(rows).T.dropna(axis=1, how='all')
 
+# %% ../nbs/04_compare.ipynb #d5c702db
+@patch(as_prop=True)
+def baseline(self:Comparison)->str: # one sentence
+    "What the dullest of all models would score: the one that knows only the most frequent class."
+    pixels = next(iter(self.evaluations.values())).matrix.sum(1)                # (K,) in truth
+    k, share = int(pixels.argmax()), pixels.max() / max(pixels.sum(), 1)
+    return (f"For scale: a model that says {self.labels.names[k]} everywhere would score a mean IoU of {share / max((pixels > 0).sum(), 1):.4f} "
+            f"and a pixel accuracy of {share:.4f} here.")
+
+@patch(as_prop=True)
+def notes(self:Comparison)->list: # sentences
+    "What a reader has to know of how the numbers were made."
+    out = [s for e in self.evaluations.values() for s in e.notes] + self.remarks
+    for n, e in self.evaluations.items():
+        said = np.flatnonzero(e.matrix.sum(0))
+        if len(said) == 1 and len(e.counts) and (e.matrix.sum(1) > 0).sum() > 1: out.append(f"{n} says {self.labels.names[said[0]]} everywhere: it tells nothing apart.")
+    return out
+
+# %% ../nbs/04_compare.ipynb #d324415a
 @patch(as_prop=True)
 def verdicts(self:Comparison)->list: # one sentence per pair
     "What may be said of each pair."
     return [f"{d['a']} and {d['b']}: {d['verdict']}." if d['better'] is None else f"{d['verdict']}." for d in self.differences]
 
 @patch
-def __repr__(self:Comparison): return '\n'.join([self.table.round(4).to_string(), *self.verdicts, *self.notes])
+def __repr__(self:Comparison): return '\n'.join([self.table.round(4).to_string(), *self.verdicts, self.baseline, *self.notes])
 @patch
 def _repr_html_(self:Comparison):
-    said = ''.join(f'<p>{html.escape(s)}</p>' for s in [*self.verdicts, *self.notes])
+    said = ''.join(f'<p>{html.escape(s)}</p>' for s in [*self.verdicts, self.baseline, *self.notes])
     return self.table.round(4).to_html(escape=True) + said
-@patch(as_prop=True)
-def notes(self:Comparison)->list: # sentences
-    "What a reader has to know of how the numbers were made."
-    return [s for e in self.evaluations.values() for s in e.notes] + self.remarks
 
 # %% ../nbs/04_compare.ipynb #e48cbe93
 @patch
@@ -545,8 +611,9 @@ def _lut(labels):
 
 def _background(labels): return labels.names.index('background') if 'background' in labels.names else None
 def _plain(text):
-    "A name that matplotlib draws as it is: no formula, no hidden legend entry."
-    text = str(text).replace('\\', '\\\\').replace('$', r'\$')
+    "A name that matplotlib draws as it is: no formula, no hidden legend entry, no character without a shape."
+    text = ''.join(c if c.isprintable() else ' ' if c.isspace() else '\ufffd' for c in str(text))
+    text = text.replace('\\', '\\\\').replace('$', r'\$')
     return ' ' + text if text.startswith('_') else text
 
 # %% ../nbs/04_compare.ipynb #01c31437
@@ -621,12 +688,13 @@ def photo(self:Comparison,
 )->dict: # stem, image (H,W,3) uint8 or None, truth (H,W) uint8, preds {name: (H,W) uint8}
     "One photo with its truth and what every model said."
     stem = self.stems[i]
-    read = lambda f: cv2.imread(str(f/f'{stem}.png'), cv2.IMREAD_UNCHANGED) if f and (f/f'{stem}.png').exists() else None
+    read = lambda f: _read_mask(f/f'{stem}.png') if f and (f/f'{stem}.png').exists() else None
     folders = {n: e.folder for n, e in self.evaluations.items()}
     truth = next((m for e in self.evaluations.values() if (m := read(e.truth_folder)) is not None), None)
     image = None if self.data is None else np.asarray(self.data[i]['pixel_values']).transpose(1, 2, 0)  # (H,W,3)
     return dict(stem=stem, image=image, truth=truth, preds={n: read(f) for n, f in folders.items()})
 
+# %% ../nbs/04_compare.ipynb #64d4bf9f
 @patch
 def show_photos(self:Comparison,
     which:list=None, # indices of photos; None: where the first two differ most, or the only one does worst
@@ -649,6 +717,7 @@ def _met(self:Comparison, which):
     "Classes met on some photos, in truth or in a prediction."
     return {int(k) for e in self.evaluations.values() for i in which for k in e._rows[i][:, 0]}
 
+# %% ../nbs/04_compare.ipynb #48182835
 @patch
 def _photo_row(self:Comparison, row, shot, i):
     "Fill one row of axes with a photo, its truth, predictions and errors."
@@ -659,9 +728,10 @@ def _photo_row(self:Comparison, row, shot, i):
     cells += [_paint_errors(image, error_map(p, shot['truth'], bg)) for p in shot['preds'].values()]
     for ax, cell in zip(row, cells):
         ax.imshow(cell, interpolation='nearest'); ax.set_xticks([]); ax.set_yticks([])
-    row[0].set_ylabel(_plain(shot['stem'][:24]), fontsize=7)
+    row[0].set_ylabel(_plain(_text(shot['stem'])[:24]), fontsize=7)
     for ax, e in zip(row[2:], self.evaluations.values()): ax.set_xlabel(f"IoU {e.per_image['mean_iou'][i]:.2f}", fontsize=8)
 
+# %% ../nbs/04_compare.ipynb #089f9b6d
 def _laid_over(image, mask, lut, background, alpha=.55):
     "(H,W,3) uint8: classes laid over the photo with their outlines; the background stays clear."
     clear = mask == (background if background is not None else IGNORE)
@@ -708,6 +778,7 @@ def show_confusion(self:Comparison,
     ax.set(xlabel='predicted', ylabel='truth'); ax.set_title(f'{_plain(name)}, % of a row', fontsize=9)
     return ax
 
+# %% ../nbs/04_compare.ipynb #2fcaac91
 def _merged(matrix, names, most):
     "The confusion matrix of the classes that occur, those beyond the most frequent added up as 'others'."
     met = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
@@ -735,15 +806,17 @@ def show_reliability(self:Comparison,
 
 # %% ../nbs/04_compare.ipynb #270fed52
 @patch
-def show_curves(self:Comparison)->plt.Figure: # losses on the left, mean IoU on the right
+def show_curves(self:Comparison)->plt.Figure: # losses above, mean IoU below
     "How the trainings of those models that are runs went."
-    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6), layout='constrained')
+    fig, (top, below) = plt.subplots(2, 1, figsize=(4.6, 4.2), sharex=True, layout='constrained')
     for m, (n, h) in enumerate(self.histories.items()):
         draw = lambda ax, col, **kw: col in h and ax.plot(*h[['epoch', col]].dropna().to_numpy(float).T, color=_MODEL_COLORS[m % 7], **kw)
-        draw(left, _column(h, 'train_loss', 'loss'), lw=1, ls=':'); draw(left, 'eval_loss', label=_plain(n), marker='os^Dv'[m % 5], ms=3)
-        draw(right, _column(h, 'mean_iou', 'eval_mean_iou'), label=_plain(n), marker='os^Dv'[m % 5], ms=3)
-    left.set(xlabel='epoch', ylabel='loss (dotted: training)'); right.set(xlabel='epoch', ylabel='mean IoU on validation')
-    for ax in (left, right): ax.spines[['top', 'right']].set_visible(False); ax.legend(fontsize=8, frameon=False)
+        draw(top, _column(h, 'train_loss', 'loss'), lw=1, ls=':'); draw(top, 'eval_loss', label=_plain(n), marker='os^Dv'[m % 5], ms=3)
+        draw(below, _column(h, 'mean_iou', 'eval_mean_iou'), label=_plain(n), marker='os^Dv'[m % 5], ms=3)
+    top.set(ylabel='loss (dotted: training)'); below.set(xlabel='epoch', ylabel='mean IoU on validation')
+    below.xaxis.get_major_locator().set_params(integer=True)
+    for ax in (top, below): ax.spines[['top', 'right']].set_visible(False)
+    if self.histories: top.legend(fontsize=8, frameon=False)
     return fig
 
 def _column(table, *names): return next((n for n in names if n in table), names[0])
@@ -755,9 +828,9 @@ _CSS = '''
 main{max-width:1080px;margin:auto;padding:1.2rem 1rem 4rem}h1{font-size:1.7rem;line-height:1.2;margin:.4rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .6rem}
 h1,p,li,figcaption,td,th,label,option{overflow-wrap:anywhere}.lead{font-size:1.1rem;border-left:4px solid var(--blue);background:var(--soft);padding:.6rem .9rem;margin:.6rem 0}
 .mute{color:var(--mute);font-size:.9rem}.scroll{overflow-x:auto;max-width:100%}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}th[scope=row]{position:sticky;left:0;background:#fff;max-width:11rem;white-space:normal}
-thead th{border-bottom:2px solid var(--ink);vertical-align:bottom}.charts{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}
-.charts figure{margin:0;max-width:100%;width:min-content;min-width:min(100%,15rem)}.charts img{max-width:calc(100vw - 2rem);height:auto;display:block}figcaption{font-size:.85rem;color:var(--mute)}
+th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}th[scope=row],th:first-child{position:sticky;left:0;background:#fff;min-width:8rem;max-width:11rem;white-space:normal}
+thead th{border-bottom:2px solid var(--ink);vertical-align:bottom}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,28rem),1fr));gap:1.6rem 1.2rem;align-items:start}
+.charts figure{margin:0;min-width:0}.charts .wide{grid-column:1/-1}.charts img{max-width:100%;height:auto;display:block}figcaption{font-size:.85rem;color:var(--mute)}
 .bar{display:flex;flex-wrap:wrap;gap:.5rem .8rem;align-items:center;margin:.5rem 0}.bar select{max-width:100%;min-width:0}
 button,select{font:inherit;padding:.3rem .6rem;border:1px solid #aab2bd;border-radius:6px;background:#fff;color:inherit;min-height:2.2rem}
 button{cursor:pointer}button:hover{background:var(--soft)}:focus-visible{outline:3px solid #f0a202;outline-offset:2px}
@@ -767,7 +840,7 @@ button{cursor:pointer}button:hover{background:var(--soft)}:focus-visible{outline
 .layers label:has(:checked){border-color:var(--blue)}.layers label:has(:focus-visible){outline:3px solid #f0a202}
 .layers input{position:absolute;opacity:0}.layers canvas{width:100%;height:auto;display:block;border-radius:4px}
 fieldset{border:1px solid var(--line);border-radius:6px;margin:.8rem 0 0;padding:.5rem .8rem .8rem;min-width:0}.classes{columns:2 9rem;max-height:22rem;overflow:auto}
-.classes label{display:flex;gap:.4rem;align-items:center;font-size:.9rem;break-inside:avoid;padding:.1rem 0}.swatch{width:1rem;height:1rem;flex:none;border:1px solid #888;border-radius:3px}
+.classes .absent{color:#6b7580}.classes label{display:flex;gap:.4rem;align-items:center;font-size:.9rem;break-inside:avoid;padding:.1rem 0}.swatch{width:1rem;height:1rem;flex:none;border:1px solid #888;border-radius:3px}
 .key{display:inline-flex;gap:.3rem;align-items:center;margin-right:.9rem;font-size:.85rem}@media(max-width:700px){.look{grid-template-columns:minmax(0,1fr)}body{font-size:15px}}
 '''
 
@@ -791,13 +864,14 @@ async function load(i) {
     const p = D.photos[i];
     if (cache.size > 12) cache.delete(cache.keys().next().value);
     cache.set(i, Promise.all([p.image ? picture(p.image) : null, inflate(p.truth), ...p.preds.map(inflate)])
-      .then(([image, truth, ...preds]) => ({...p, image, truth, preds})));
+      .then(([image, truth, ...preds]) => ({...p, image, truth, preds, met: new Set([truth, ...preds].flatMap(m => [...new Set(m)]))})));
   }
   return cache.get(i);
 }
 '''
 
-_JS_DRAW = r'''
+# %% ../nbs/04_compare.ipynb #2b6c8514
+_JS_LAYERS = r'''
 const layers = [{name: 'photo'}, {name: 'truth', mask: s => s.truth},
   ...D.models.map((n, m) => ({name: n, mask: s => s.preds[m]})), ...D.models.map((n, m) => ({name: 'errors of ' + n, errors: s => s.preds[m]}))];
 const rgba = ([r, g, b], a) => (a << 24 | b << 16 | g << 8 | r) >>> 0;
@@ -812,6 +886,10 @@ function fill(px, s, l, alpha) {                             // px: one 32-bit R
   for (let j = 0; j < px.length; j++)
     if (t[j] !== 255 && p[j] !== t[j] && (on[p[j]] || on[t[j]])) px[j] = err[bg === null ? 2 : p[j] === bg ? 0 : t[j] === bg ? 1 : 2];
 }
+'''
+
+# %% ../nbs/04_compare.ipynb #7e1f475e
+_JS_DRAW = r'''
 function draw(canvas, s, l, scale) {
   const [h, w] = s.size, c = canvas.getContext('2d'), flat = new OffscreenCanvas(w, h), f = flat.getContext('2d');
   canvas.width = w * scale; canvas.height = h * scale;
@@ -828,13 +906,14 @@ function paint() {
   draw($('stage'), shot, l, Math.max(1, Math.round(640 / Math.max(...shot.size))));
   document.querySelectorAll('.layers canvas').forEach((c, i) => draw(c, shot, layers[i], 160 / Math.max(...shot.size)));
   $('stage').setAttribute('aria-label', l.name + ' of photo ' + shot.name + ', showing ' + (D.classes.filter((c, k) => on[k]).map(c => c.name).join(', ') || 'no class'));
-  $('said').textContent = shot.name + ' (' + (at + 1) + ' of ' + order.length + '): IoU in this photo: ' + D.models.map((n, m) => score(m)).join(', ') + '.';
+  $('said').replaceChildren(el('strong', {}, l.name), ', photo ' + shot.name + ' (' + (at + 1) + ' of ' + order.length + '). IoU in this photo: ' + D.models.map((n, m) => score(m)).join(', ') + '.');
+  document.querySelectorAll('#classes label').forEach((e, k) => e.classList.toggle('absent', !shot.met.has(k)));
   $('key').hidden = !l.errors;
 }
 '''
 
 # %% ../nbs/04_compare.ipynb #0664f33a
-_JS_UI = r'''
+_JS_ORDER = r'''
 async function show(place) {
   at = (place + order.length) % order.length; $('photo').value = at;
   const mine = ++ticket, s = await load(order[at]);
@@ -848,6 +927,10 @@ function arrange() {
   $('photo').replaceChildren(...order.map((i, k) => new Option(D.photos[i].name, k)));
   return show(0);
 }
+'''
+
+# %% ../nbs/04_compare.ipynb #b3f2597c
+_JS_UI = r'''
 function el(tag, attributes, ...inside) { const e = document.createElement(tag); Object.assign(e, attributes); e.append(...inside); return e; }
 function build() {
   layers.forEach((l, i) => { const c = el('canvas', {}); c.setAttribute('aria-hidden', 'true');
@@ -859,12 +942,17 @@ function build() {
   $('all').onclick = () => all(true); $('none').onclick = () => all(false);
   $('previous').onclick = () => show(at - 1); $('next').onclick = () => show(at + 1);
   $('photo').onchange = e => show(+e.target.value); $('order').onchange = arrange; $('opacity').oninput = paint;
-  document.addEventListener('keydown', e => { if (/^(INPUT|SELECT|TEXTAREA)$/.test(e.target.tagName) || e.ctrlKey || e.metaKey || e.altKey) return;
-    if (e.key === 'ArrowLeft') show(at - 1); else if (e.key === 'ArrowRight') show(at + 1);
+  $('layers').addEventListener('pointerup', () => setTimeout(() => document.activeElement.blur()));   // after the mouse, arrows turn photos
+  document.addEventListener('keydown', e => { const t = e.target.type || '';
+    if (e.ctrlKey || e.metaKey || e.altKey || /^select/.test(t)) return;
+    const arrows = !/^(radio|range)$/.test(t);                 // there they have a meaning of their own
+    if (arrows && e.key === 'ArrowLeft') show(at - 1); else if (arrows && e.key === 'ArrowRight') show(at + 1);
     else if (+e.key >= 1 && +e.key <= layers.length) document.querySelectorAll('#layers input')[e.key - 1].click(); });
 }
 build(); arrange().then(() => document.body.dataset.ready = 'yes');
 '''
+
+# %% ../nbs/04_compare.ipynb #17d34370
 _VIEWER = '''<section aria-labelledby="look"><h2 id="look">Look for yourself</h2>
 <div class="bar"><label>Photos: <select id="order">{orders}</select></label><button id="previous" aria-label="previous photo">&#8592;</button>
 <select id="photo" aria-label="photo"></select><button id="next" aria-label="next photo">&#8594;</button></div>
@@ -872,7 +960,7 @@ _VIEWER = '''<section aria-labelledby="look"><h2 id="look">Look for yourself</h2
 <div><div id="layers" class="layers" role="radiogroup" aria-label="what to show"></div>
 <fieldset><legend>Classes</legend><div class="bar"><button id="all">all</button><button id="none">none</button>
 <label>opacity <input id="opacity" type="range" min="10" max="100" value="60"></label></div><div id="classes" class="classes"></div></fieldset></div></div>
-<p class="mute">Keys: arrow left and right change the photo, 1 to 9 what is shown; Tab and Space switch a class. {said}</p>
+<p class="mute">Classes that are not in the photo are grey. Keys: arrow left and right change the photo, 1 to 9 what is shown; Tab and Space switch a class. {said}</p>
 <noscript><p>The viewer needs JavaScript; everything else on this page does not.</p></noscript></section>'''
 
 # %% ../nbs/04_compare.ipynb #7fcebd7b
@@ -886,6 +974,7 @@ def _choose(comparison, n_photos):
     spread = np.linspace(0, comparison.n - 1, min(comparison.n, n_photos)).round().astype(int).tolist()
     return list(dict.fromkeys([*told[:n_photos // 2], *spread, *told, *range(min(comparison.n, 2 * n_photos))]))[:n_photos]
 
+# %% ../nbs/04_compare.ipynb #054bc04d
 def _embed(comparison, i):
     "A photo for the page: at most 320 pixels long, JPEG and deflated class indices."
     shot = comparison.photo(i)
@@ -894,7 +983,7 @@ def _embed(comparison, i):
     pack = lambda m: b64encode(compress(np.ascontiguousarray(resize_mask(m, size) if size != (h, w) else m).tobytes(), 9)).decode()
     image = shot['image'] if size == (h, w) or shot['image'] is None else resize_image(shot['image'], size)
     score = lambda e: e.per_image['mean_iou'][i]
-    return dict(name=shot['stem'], size=size, image=image is not None and _jpeg(image), truth=pack(shot['truth']),
+    return dict(name=_text(shot['stem']), size=size, image=image is not None and _jpeg(image), truth=pack(shot['truth']),
                 preds=[pack(p) for p in shot['preds'].values()], iou=[score(e) for e in comparison.evaluations.values()])
 
 def _jpeg(image):
@@ -916,9 +1005,10 @@ def _photos(comparison, n_photos):
     said = f"{len(shown)} of {comparison.n} photos are shown" + (', those that tell most and an even choice of the rest' if len(shown) < comparison.n else '')
     return [s for _, s in sorted(shown, key=lambda x: x[0])], said + f', at most {_LONGEST} pixels long; the numbers come from the masks at full size.'
 
+# %% ../nbs/04_compare.ipynb #13e0daac
 def _data(comparison, photos):
     "The page's data as JSON that cannot end its script element."
-    d = dict(classes=[dict(name=n, color=c.tolist()) for n, c in zip(comparison.labels.names, comparison.labels.colors)], models=list(comparison.evaluations),
+    d = dict(classes=[dict(name=_text(n), color=c.tolist()) for n, c in zip(comparison.labels.names, comparison.labels.colors)], models=list(comparison.evaluations),
              background=_background(comparison.labels), errors=[dict(name=n, color=c) for n, c in ERRORS.values()], photos=photos)
     text = json.dumps(jsonable(d), allow_nan=False, separators=(',', ':'))
     for c in '<>&\u2028\u2029': text = text.replace(c, f'\\u{ord(c):04x}')
@@ -937,12 +1027,14 @@ def _score_rows(comparison):
                      ('mean_dice', 'mean_boundary_iou', 'overall_accuracy', 'mean_accuracy', 'ece'))])
     return head, rows
 
+# %% ../nbs/04_compare.ipynb #4e09e487
 def _cost_rows(comparison):
     "Header and rows of the table of costs, as text."
     head = ['model', 'parameters', 'FLOPs per photo', 'latency, batch 1', 'throughput', 'peak memory, batch 1']
     return head, [[n, f"{c['parameters']/1e6:,.2f} M", f"{c['flops']/1e9:,.2f} G", f"{c['latency_ms']:,.1f} ms", f"{c['images_per_second']:,.1f} photos/s",
                    f"{c['peak_memory_bytes']/2**20:,.0f} MiB"] for n, c in comparison.costs.items()]
 
+# %% ../nbs/04_compare.ipynb #98c4eb70
 def _class_rows(comparison):
     "Header and rows of the table per class, as text; classes that were met nowhere are left out."
     es = comparison.evaluations
@@ -955,11 +1047,21 @@ def _class_rows(comparison):
     return head, rows
 
 # %% ../nbs/04_compare.ipynb #319bca72
+def _sizes(comparison):
+    "The photos' sizes in words, height first."
+    sizes = sorted({s for e in comparison.evaluations.values() for s in e.sizes})
+    return ', '.join(f'{h}×{w}' for h, w in sizes[:3]) + (f' and {len(sizes) - 3} more sizes' if len(sizes) > 3 else '')
+
+def _subtitle(comparison):
+    "What was compared on what, and when."
+    from seglab import __version__
+    return (f"{comparison.n:,} photos ({_sizes(comparison)}), {comparison.labels.num_labels} classes, "
+            f"{datetime.now(timezone.utc):%Y-%m-%d}, seglab {__version__}")
+
+# %% ../nbs/04_compare.ipynb #f8edd83b
 def _method(comparison):
     "How the numbers were made: a list of sentences."
-    n, sizes = comparison.n, sorted({s for e in comparison.evaluations.values() for s in e.sizes})
-    size = ', '.join(f'{h}×{w}' for h, w in sizes[:3]) + (f' and {len(sizes) - 3} more' if len(sizes) > 3 else '')
-    out = [f"All models were scored on the same {n:,} photos with the same masks (height×width {size}).", FORMULA,
+    out = [f"All models were scored on the same {comparison.n:,} photos with the same masks (height×width {_sizes(comparison)}).", FORMULA,
            "Dice of a class = 2 TP / (2 TP + FP + FN). Boundary IoU is the IoU of bands along the outlines, 2 % of the image's diagonal wide. "
            "ECE is the mean gap between confidence and accuracy over 15 bins of confidence, weighted by pixels.",
            f"Intervals: paired bootstrap over photos, {comparison.n_boot:,} draws, seed {comparison.seed}. A model is called better only where the interval of the difference leaves out 0. "
@@ -971,21 +1073,22 @@ def _method(comparison):
         c = next(iter(comparison.costs.values()))
         out.append(f"Costs: measured on {c['device']} for photos of {c['size_hw'][0]}×{c['size_hw'][1]}, models in turns, medians; throughput at batch {c['batch_size']}; two FLOPs per multiply-add; "
                    "memory is weights plus the most bytes of tensors alive during one forward pass" + (', as torch counts them.' if 'CPU' not in c['device'] else ', without scratch space inside kernels.'))
-    return out + comparison.notes
+    return out
 
 # %% ../nbs/04_compare.ipynb #f1f19c53
 def _figures(comparison):
     "{file name: (figure, what it shows)} of the report."
     names = list(comparison.evaluations)
     out = {'per_class': (comparison.show_iou().figure, 'IoU of each class with its interval, one bar per model')}
-    for n, folder in _folders(names).items(): out[f'confusion_{folder}'] = comparison.show_confusion(n).figure, f'Confusion matrix of {n}: rows truth, columns prediction, per cent of a row'
     if any(e.calibration for e in comparison.evaluations.values()): out['reliability'] = comparison.show_reliability().figure, 'Reliability: accuracy against confidence; on the dotted line a model is as often right as it says'
+    for n, folder in _folders(names).items(): out[f'confusion_{folder}'] = comparison.show_confusion(n).figure, f'Confusion matrix of {n}: rows truth, columns prediction, per cent of a row'
     if comparison.histories: out['curves'] = comparison.show_curves(), 'Training: losses and mean IoU by epoch'
     if all(e.folder for e in comparison.evaluations.values()) and any(e.truth_folder for e in comparison.evaluations.values()):
         for a, b in combinations(names, 2): out[f'differ_{_folders(names)[a]}_{_folders(names)[b]}'] = comparison.show_photos(comparison.most_different(a, b)), f'Photos on which {a} and {b} differ most'
         for n, folder in _folders(names).items(): out[f'worst_{folder}'] = comparison.show_photos(comparison.worst(n)), f'Photos on which {n} does worst'
     return out
 
+# %% ../nbs/04_compare.ipynb #649ec8d3
 def _bytes(fig, kind):
     "A figure as a file, the same bytes for the same figure."
     file = BytesIO()
@@ -1000,9 +1103,9 @@ def _html_table(head, rows):
     return ('<div class="scroll" tabindex="0" role="region" aria-label="table"><table><thead><tr>'
             + ''.join(f'<th scope="col">{e(h)}</th>' for h in head) + f'</tr></thead><tbody>{body}</tbody></table></div>')
 
-def _html_figure(data, alt, kind):
+def _html_figure(data, alt, kind, wide=False):
     mime = {'svg': 'image/svg+xml', 'png': 'image/png'}[kind]
-    return f'<figure><img alt="{html.escape(alt)}" src="data:{mime};base64,{b64encode(data).decode()}"><figcaption>{html.escape(alt)}.</figcaption></figure>'
+    return f'<figure{" class=wide" * wide}><img alt="{html.escape(alt)}" src="data:{mime};base64,{b64encode(data).decode()}"><figcaption>{html.escape(alt)}.</figcaption></figure>'
 
 def _orders(comparison):
     names = list(comparison.evaluations)
@@ -1014,12 +1117,12 @@ def _orders(comparison):
 def _html(comparison, figures, photos, said):
     "The whole page."
     e, title = html.escape, 'Comparison: ' + ', '.join(comparison.evaluations)
-    script = _JS_DATA + _JS_DRAW + _JS_UI
+    script = _JS_DATA + _JS_LAYERS + _JS_DRAW + _JS_ORDER + _JS_UI
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
     viewer = _VIEWER.format(orders=_orders(comparison), said=e(said)) + f'<script type="application/json" id="data">{_data(comparison, photos)}</script><script>{script}</script>'
-    charts = ''.join(_html_figure(_bytes(f, 'svg'), alt, 'svg') for name, (f, alt) in figures.items() if not name.startswith(('differ', 'worst')))
-    parts = [f'<h1>{e(title)}</h1>', *[f'<p class="lead">{e(v)}</p>' for v in comparison.verdicts], '<h2>Scores</h2>', _html_table(*_score_rows(comparison)),
-             *[f'<p class="mute">{e(s)}</p>' for s in comparison.notes],
+    charts = ''.join(_html_figure(_bytes(f, 'svg'), alt, 'svg', bool(f.get_figwidth() > 6)) for name, (f, alt) in figures.items() if not name.startswith(('differ', 'worst')))
+    parts = [f'<h1>{e(title)}</h1><p class="mute">{e(_subtitle(comparison))}</p>', *[f'<p class="lead">{e(v)}</p>' for v in comparison.verdicts], '<h2>Scores</h2>', _html_table(*_score_rows(comparison)),
+             *[f'<p class="mute">{e(s)}</p>' for s in [comparison.baseline, *comparison.notes]],
              *(['<h2>Costs</h2>', _html_table(*_cost_rows(comparison))] if comparison.costs else []), viewer if photos else f'<p>{e(said)}</p>',
              '<h2>Charts</h2>', f'<div class="charts">{charts}</div>', '<h2>Classes</h2>', _html_table(*_class_rows(comparison)),
              '<h2>How it was measured</h2><ul>', *[f'<li>{e(s)}</li>' for s in _method(comparison)], '</ul>',
@@ -1035,7 +1138,7 @@ def _md_table(head, rows):
 
 def _markdown(comparison, figures):
     "The report as Markdown, with its pictures beside it."
-    parts = ['# Comparison: ' + _md(', '.join(comparison.evaluations)), *[f'**{_md(v)}**' for v in comparison.verdicts], '## Scores', _md_table(*_score_rows(comparison)), *map(_md, comparison.notes)]
+    parts = ['# Comparison: ' + _md(', '.join(comparison.evaluations)), _md(_subtitle(comparison)), *[f'**{_md(v)}**' for v in comparison.verdicts], '## Scores', _md_table(*_score_rows(comparison)), *map(_md, [comparison.baseline, *comparison.notes])]
     if comparison.costs: parts += ['## Costs', _md_table(*_cost_rows(comparison))]
     parts += ['## Pictures', *[f'![{_md(alt)}](pictures/{name}.png)\n\n*{_md(alt)}.*' for name, (_, alt) in figures.items()], '## Classes', _md_table(*_class_rows(comparison)),
               '## How it was measured', '\n'.join(f'- {_md(s)}' for s in _method(comparison))]
@@ -1043,17 +1146,26 @@ def _markdown(comparison, figures):
 
 # %% ../nbs/04_compare.ipynb #3e8c1da5
 @patch
+def _write(self:Comparison, n_photos):
+    "The report and, last, the scores; whoever calls holds the folder's lock."
+    figures = _figures(self)
+    try:
+        (self.home/'pictures').mkdir(exist_ok=True)
+        for name, (fig, _) in figures.items(): write_atomic(self.home/'pictures'/f'{name}.png', _bytes(fig, 'png'))
+        _write_text(self.home/'report.html', _html(self, figures, *_photos(self, n_photos)))
+        _write_text(self.home/'report.md', _markdown(self, figures))
+        _write_text(self.home/'scores.json', json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False))
+    finally:
+        for fig, _ in figures.values(): plt.close(fig)
+
+# %% ../nbs/04_compare.ipynb #4cf1c285
+@patch
 def write(self:Comparison,
     n_photos:int=200, # at most so many photos in report.html
 )->Path: # the folder
     "Write report.html, report.md, pictures/ and, last, scores.json into the comparison's folder."
-    figures = _figures(self)
-    (self.home/'pictures').mkdir(exist_ok=True)
-    for name, (fig, _) in figures.items(): write_atomic(self.home/'pictures'/f'{name}.png', _bytes(fig, 'png'))
-    write_atomic(self.home/'report.html', _html(self, figures, *_photos(self, n_photos)).encode())
-    write_atomic(self.home/'report.md', _markdown(self, figures).encode())
-    write_atomic(self.home/'scores.json', json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False).encode())
-    for fig, _ in figures.values(): plt.close(fig)
+    if self.home is None: raise ValueError("this comparison has no folder; call compare(evaluations, out=...) to give it one.")
+    with _told(self.home), _locked(self.home/_MARK): self._write(n_photos)
     return self.home
 
 # %% ../nbs/04_compare.ipynb #c56ba744
@@ -1061,25 +1173,41 @@ _MADE, _MARK = ('scores.json', 'report.html', 'report.md', 'pictures', 'predicti
 
 def _begin(out):
     "An empty place for a comparison: clears what an earlier one left, refuses what is not ours, and locks it."
+    if out.exists() and not out.is_dir(): raise ValueError(f"{_text(out.name)} is a file; give a folder for the report.")
     out.mkdir(parents=True, exist_ok=True)
     there = [f for f in _MADE if (out/f).exists()]
     if there and not (out/_MARK).exists():
-        raise ValueError(f"{out.name} holds {', '.join(there)}, which compare did not write; give an empty or new folder for the report.")
+        raise ValueError(f"{_text(out.name)} holds {', '.join(there)}, which compare did not write; give an empty or new folder for the report.")
     lock = _locked(out/_MARK)
     for f in out.glob('.tmp-*'): f.unlink()                                      # what a killed write left
     for f in there: shutil.rmtree(out/f) if (out/f).is_dir() and not (out/f).is_symlink() else (out/f).unlink()
     return lock
 
+# %% ../nbs/04_compare.ipynb #259e22c2
 def _locked(path):
     "The open file, locked until it is closed or the process ends, however it ends."
     file = open(path, 'a+')
     try:
         if os.name == 'nt': import msvcrt; msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else: import fcntl; fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as e:
+        if e.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS): return file   # a disk without locks
         file.close()
-        raise ValueError(f"another comparison is writing to {path.parent.name} just now; wait for it, or give another folder.") from None
+        raise ValueError(f"another comparison is writing to {_text(path.parent.name)} just now; wait for it, or give another folder.") from None
+    _locks.add(file)
     return file
+
+# %% ../nbs/04_compare.ipynb #21ed621b
+@contextmanager
+def _told(folder):
+    "Say in a sentence what the operating system means."
+    try: yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(e.errno, 'the disk is full; make room and run the same again, it starts afresh', _text(folder)) from None
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not isinstance(e, ConnectionError):
+            raise PermissionError(e.errno, f'the report cannot be written here ({e.strerror}); choose another folder', _text(folder)) from None
+        raise
 
 # %% ../nbs/04_compare.ipynb #0ec20d3b
 def _usual_size(evaluations):
@@ -1089,16 +1217,18 @@ def _usual_size(evaluations):
 
 def _named(models):
     "{name: model} from a dict, or from a list of runs by their folders' names."
-    if isinstance(models, dict): pairs = [(str(n), m) for n, m in models.items()]
+    if isinstance(models, dict): pairs = list(models.items())
     else:
         models = [models] if isinstance(models, (str, os.PathLike)) else list(models)
         pairs = [(Path(getattr(m, 'path', None) or m).name if not isinstance(m, Segmenter) else m.name, m) for m in models]
         twice = {n for n, _ in pairs if [p[0] for p in pairs].count(n) > 1}
         pairs = [(f'{Path(getattr(m, "path", None) or m).parent.name}/{n}' if n in twice and not isinstance(m, Segmenter) else n, m) for n, m in pairs]
+    pairs = [(_text(n), m) for n, m in pairs]
     if len(dict(pairs)) < len(pairs): raise ValueError(f"two models share a name ({', '.join(n for n, _ in pairs)}); give them names: compare({{'a': ..., 'b': ...}}, data).")
     if not pairs: raise ValueError("there is nothing to compare: give {'name': run, ...} with at least one model.")
     return dict(pairs)
 
+# %% ../nbs/04_compare.ipynb #1f81b205
 def _common_labels(spaces):
     "The label space, one of theirs, that the answers of all models (and the masks) can be mapped to."
     for target in [*([spaces['the data']] if 'the data' in spaces else []), *sorted(spaces.values(), key=lambda s: s.num_labels)]:
@@ -1113,34 +1243,63 @@ def _common_labels(spaces):
 def _adopt(evaluation, home, folder):
     "An evaluation that was made before, with copies of the masks that it kept."
     for source, target in ((evaluation.folder, home/'predictions'/folder), (evaluation.truth_folder, home/'truth')):
-        for stem in evaluation.stems if source else []: _write_mask(target, stem, cv2.imread(str(source/f'{stem}.png'), cv2.IMREAD_UNCHANGED))
+        for stem in evaluation.stems if source else []: _write_mask(target, stem, _read_mask(source/f'{stem}.png'))
     return evaluation
+
+def _not_within(home, models):
+    "Refuse a folder for the report that holds the masks it is to be made from: it is cleared first."
+    for n, m in models.items():
+        for f in (m.folder, m.truth_folder) if isinstance(m, Evaluation) else ():
+            if f and home.resolve() in [f.resolve(), *f.resolve().parents]:
+                raise ValueError(f"the masks of {n} lie in {_text(home.name)}, which would be cleared for the new report; give another folder.")
 
 def _agreed(ds, nets):
     "The classes to score in: those of the data where all models can be mapped to them, else the coarsest of all."
     spaces = ({'the data': ds.labels} if hasattr(ds, 'labels') else {}) | {n: s.labels for n, s in nets.items()}
     return _common_labels(spaces) if spaces else None
 
+# %% ../nbs/04_compare.ipynb #fbc19e68
 def _run_folders(models):
     "{name: folder} of those models that are runs."
     paths = {n: Path(getattr(m, 'path', m)) for n, m in models.items() if isinstance(m, (str, os.PathLike)) or hasattr(m, 'path')}
     return {n: f for n, f in paths.items() if (f/'config.json').is_file()}
 
-def _training_remarks(models, comparison):
+def _config(path):
+    "What a run's config.json says of its samples and its data."
+    c = json.loads(path.read_bytes())
+    if not isinstance(c, dict): raise ValueError('it holds no JSON object')
+    settings = c['settings'] if isinstance(c.get('settings'), dict) else {}
+    size, digest = (c.get(k, settings.get(k)) for k in ('sample_hw', 'data_digest'))
+    if size and not (isinstance(size, list) and len(size) == 2 and all(isinstance(s, int) for s in size)): raise ValueError(f'its sample_hw is {size!r}')
+    return dict(sample_hw=size, data_digest=digest)
+
+def _history(path):
+    "The numbers of a run's history.csv that are drawn."
+    table = pd.read_csv(path)
+    if 'epoch' not in table: raise ValueError('it has no column epoch')
+    return table[[c for c in table if c in ('epoch', 'loss', 'train_loss', 'eval_loss', 'mean_iou', 'eval_mean_iou')]].astype(float)
+
+# %% ../nbs/04_compare.ipynb #709a8e58
+def _run_files(models, file, read):
+    "{name: what `read` makes of a file} of those models that are runs and have it, or a sentence that names the broken one."
+    out = {}
+    for n, f in _run_folders(models).items():
+        if not (f/file).is_file(): continue
+        try: out[n] = read(f/file)
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{n}: {file} of its run cannot be read ({' '.join(_text(e).split())[:120]}); train the run again, or compare without that file.") from None
+    return out
+
+def _training_remarks(configs, comparison):
     "What differs between the trainings, as far as the runs know: sample size and data."
-    configs = {n: json.loads((f/'config.json').read_text()) for n, f in _run_folders(models).items()}
-    known = lambda key: {n: v for n, c in configs.items() if (v := c.get(key, (c.get('settings') or {}).get(key)))}
+    known = lambda key: {n: c[key] for n, c in configs.items() if c[key]}
     sizes, digests, out = known('sample_hw'), known('data_digest'), []
     size = lambda s: f'{s[0]}×{s[1]}'
     scored = sorted({size(s) for e in comparison.evaluations.values() for s in e.sizes})
     if len({size(s) for s in sizes.values()} | set(scored)) > 1 and sizes:
         out.append('Trained on samples of ' + ', '.join(f'{size(s)} ({n})' for n, s in sizes.items()) + f"; scored on masks of {', '.join(scored[:3])}: a model may do worse at a size it was not trained at.")
-    if len(set(digests.values())) > 1: out.append(f"{', '.join(digests)} were trained on different data or with different augmentation (their data digests differ): the difference is not the architecture's alone.")
+    if len(set(map(str, digests.values()))) > 1: out.append(f"{', '.join(digests)} were trained on different data or with different augmentation (their data digests differ): the difference is not the architecture's alone.")
     return out
-
-def _histories(models):
-    "{name: history table} of those models that are runs."
-    return {n: pd.read_csv(f/'history.csv') for n, f in _run_folders(models).items() if (f/'history.csv').is_file()}
 
 # %% ../nbs/04_compare.ipynb #8afdaca2
 def compare(
@@ -1162,29 +1321,32 @@ def compare(
 )->Comparison: # prints as a table and what may be said of each pair
     "Score several models on the same masks by one formula, and say which is better where the photos show it."
     models = _named(models)
+    configs, histories = _run_files(models, 'config.json', _config), _run_files(models, 'history.csv', _history)
     nets = {n: _as_segmenter(m, n) for n, m in models.items() if not isinstance(m, Evaluation)}
     if nets and data is None: raise ValueError("data is missing: give the prepared folder or the data set on which to compare.")
     ds = None if data is None else _as_dataset(data, split, labels or _agreed(_pick(data, split), nets))
     labels = labels if isinstance(labels, LabelSpace) else _agreed(ds, nets) if nets else None
     keep = None if out else tempfile.TemporaryDirectory(prefix='seglab-')
     home = Path(out or keep.name)
+    _not_within(home, models)
     how = dict(labels=labels, batch_size=batch_size, workers=workers, device=device, n_images=n_images, progress=progress)
-    with _begin(home):
+    with _told(home), _begin(home):
         found = {}
         for n, folder in _folders(models).items():
             truth = None if any(e.truth_folder for e in found.values()) else home/'truth'
             found[n] = (evaluate(nets[n], ds, name=n, out=home/'predictions'/folder, truth_out=truth, **how) if n in nets
                         else _adopt(models[n], home, folder))
         result = Comparison(found, n_boot, seed, confidence)
-        result.home, result.keep, result.data, result.histories = home, keep, ds, _histories(models)
-        result.remarks += _training_remarks(models, result)
+        result.home, result.keep, result.data, result.histories = home, keep, ds, histories
+        result.remarks += _training_remarks(configs, result)
         if measure and nets: result.costs = costs(nets, _usual_size(found), batch_size, device)
-        if out: result.write(n_photos)
+        if out: result._write(n_photos)
     return result
 
 # %% ../nbs/04_compare.ipynb #b7e422da
 class _Callable(types.ModuleType):
     "A module that answers a call with its function of the same name."
+    __signature__ = property(lambda self: inspect.signature(self.compare))
     def __call__(self, *args, **kwargs): return self.compare(*args, **kwargs)
 
 if __name__ == 'seglab.compare': sys.modules[__name__].__class__ = _Callable

@@ -6,7 +6,8 @@
 __all__ = ['parcel', 'Shared', 'push', 'export_onnx', 'find_images', 'Predictions', 'predict_files']
 
 # %% ../nbs/lib/14_share.ipynb #0f41b6ea
-import copy, csv, importlib.util, io, json, os, sys, tempfile, warnings
+import copy, csv, errno, importlib.util, io, json, os, sys, tempfile, warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -27,6 +28,7 @@ def _best(run):
                          "and let at least one epoch of its training end")
     return path, best
 
+# %% ../nbs/lib/14_share.ipynb #2c2dc897
 def _without_paths(x):
     "Absolute paths anywhere in plain data, cut to their last part"
     if isinstance(x, dict): return {k: _without_paths(v) for k, v in x.items()}
@@ -36,6 +38,7 @@ def _without_paths(x):
             if kind(x).is_absolute() or x.startswith(('~', '..')): return kind(x).name
     return x
 
+# %% ../nbs/lib/14_share.ipynb #4e54c9ed
 def _load(run):
     "The Segmenter, whatever stands for it: itself, a Run, a folder, a name on the Hub"
     import torch
@@ -59,6 +62,7 @@ def _json_bytes(path):
     clean = _without_paths(data)
     return path.read_bytes() if clean == data else json.dumps(clean, indent=2).encode()
 
+# %% ../nbs/lib/14_share.ipynb #e7aca768
 def parcel(
     run, # a Run, or the path of a run folder or of a saved model
     **card, # for the model card: data, license, title, ...; what is None is left out
@@ -98,6 +102,7 @@ def _object(path):
     if not isinstance(d, dict): raise ValueError(f"{path} holds no JSON object; train the run again")
     return d
 
+# %% ../nbs/lib/14_share.ipynb #496a756f
 def _recipe(path):
     "How it was trained, in a sentence, where the run says so"
     file = path/'config.json'
@@ -126,6 +131,7 @@ class Shared:
     def __str__(self): return f"{len(self.files)} file{'s'*(len(self.files) != 1)} to {self.where}{': ' if self.note else ''}{self.note}\n  " + '\n  '.join(self.files)
     __repr__ = __str__
 
+# %% ../nbs/lib/14_share.ipynb #41c1d113
 def _pack(files, folder):
     "Write a parcel into a folder"
     for name, f in files.items():
@@ -211,6 +217,7 @@ def _need_onnx():
     missing = [m for m in ('onnx', 'onnxruntime', 'onnxscript') if importlib.util.find_spec(m) is None]
     if missing: raise ImportError(f"ONNX export needs {' and '.join(missing)}; run pip install 'seglab[onnx]'")
 
+# %% ../nbs/lib/14_share.ipynb #1159e9e7
 def _to_onnx(segmenter, path, dynamo):
     "Write the graph, traced at an odd size so that padding is part of it"
     import torch
@@ -231,6 +238,7 @@ def _pictures(n, h, w, seed=0):
     blobs = [cv2.resize(rng.integers(0, 256, (4, 5, 3)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC) for _ in range(n)]
     return np.clip(np.stack(blobs) + rng.normal(0, 8, (n, h, w, 3)), 0, 255).astype(np.uint8).transpose(0, 3, 1, 2).copy()
 
+# %% ../nbs/lib/14_share.ipynb #abe6778c
 def _onnx_check(segmenter, path, sizes):
     "Largest difference in logits, share of equal mask pixels: the file beside the model"
     import onnxruntime, torch
@@ -245,6 +253,7 @@ def _onnx_check(segmenter, path, sizes):
         same, total = same + int((got.argmax(1) == want.argmax(1)).sum()), total + want[:, 0].size
     return worst, same/total
 
+# %% ../nbs/lib/14_share.ipynb #09360cce
 def _seal(segmenter, draft, path, difference, equal, sizes):
     "Write classes and the measured difference into the file, and beside it"
     import onnx, onnxruntime, torch
@@ -262,6 +271,7 @@ def _seal(segmenter, draft, path, difference, equal, sizes):
     write_atomic(path.with_suffix('.json'), json.dumps(about, indent=2).encode())
     return path
 
+# %% ../nbs/lib/14_share.ipynb #7eb4b402
 def export_onnx(
     run, # a Run, the path of a run or of a saved model, or a Segmenter
     path=None, # .onnx file to write, or a folder for model.onnx; default `model.onnx` in the run
@@ -318,6 +328,11 @@ def _stems(paths):
         taken.add(stem.lower()); out.append(stem)
     return out
 
+# %% ../nbs/lib/14_share.ipynb #f297becf
+def _text(name):
+    "A name as text that any file and any terminal can hold"
+    return str(name).encode('utf-8', 'backslashreplace').decode()
+
 # %% ../nbs/lib/14_share.ipynb #507f6a7a
 def _values(labels, values):
     "'category_id' or 'class_index', and the value of each class in a mask"
@@ -329,6 +344,7 @@ def _values(labels, values):
         raise ValueError(f"the class {merged[0]!r} of this model stands for several category ids; ask for values='class_index'")
     return values, [ids[0] for ids in labels.ids] if values == 'category_id' else list(range(labels.num_labels))
 
+# %% ../nbs/lib/14_share.ipynb #7e83a0a0
 def _annotations(indices, numbers, names, image_id):
     "COCO annotations of one (H,W) mask: an RLE for each class but the background"
     from pycocotools import mask as coco
@@ -350,11 +366,11 @@ class Predictions:
     def complaint(self)->str: # empty when there is nothing to complain about
         "One sentence about the images that could not be done."
         if not self.failed: return ''
-        names = [f"{p} ({why})" for p, why in list(self.failed.items())[:10]]
+        names = [f"{_text(p)} ({why})" for p, why in list(self.failed.items())[:10]]
         more = f" and {len(self.failed) - 10} more (see index.csv)" if len(self.failed) > 10 else ''
         return (f"{len(self.failed)} of {len(self.failed) + len(self.done)} images could not be done: "
-                f"{'; '.join(names)}{more}; the other {len(self.done)} are in {self.path}")
-    def __str__(self): return f"{len(self.done)} masks in {self.path}"
+                f"{'; '.join(names)}{more}; the other {len(self.done)} are in {_text(self.path)}")
+    def __str__(self): return f"{len(self.done)} mask{'s' * (len(self.done) != 1)} in {_text(self.path)}"
     __repr__ = __str__
 
 # %% ../nbs/lib/14_share.ipynb #1a3ba14b
@@ -368,6 +384,19 @@ def _jpg(image):
     ok, data = cv2.imencode('.jpg', np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 92])
     return data.tobytes()
 
+# %% ../nbs/lib/14_share.ipynb #0be58cb9
+@contextmanager
+def _told(folder):
+    "Say in a sentence what the operating system means"
+    try: yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(e.errno, 'the disk is full; make room and run the same again', _text(folder)) from None
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise PermissionError(e.errno, f'it cannot be written here ({e.strerror}); choose another folder', _text(folder)) from None
+        raise
+
+# %% ../nbs/lib/14_share.ipynb #b197d12f
 def predict_files(
     run, # a Run, the path of a run or of a saved model, a name on the Hub, or a Segmenter
     images, # a file, folder or pattern, or a list of them
@@ -385,29 +414,32 @@ def predict_files(
     paths = find_images(images, skip=out)
     if not paths: raise FileNotFoundError(f"all images given lie in {out}, which is written to; give another folder")
     table = np.array(numbers, np.uint8)
-    for part in ['masks'] + ['overlays']*with_overlay: (out/part).mkdir(parents=True, exist_ok=True)
     result, rows, entries = Predictions(out, [], {}), [], dict(images=[], annotations=[])
-    for i, (path, stem) in enumerate(zip(tqdm(paths, unit='image', disable=None if progress is None else not progress), _stems(paths)), 1):
-        try: image = read_image(path)
-        except (ValueError, OSError) as e:
-            result.failed[str(path)] = ' '.join(str(e).split()).removeprefix(path.name).strip()
-            rows.append([path, '', '', '', result.failed[str(path)]])
-            continue
-        indices = model.predict(image)                                                     # (H,W)
-        write_atomic(out/'masks'/f'{stem}.png', _png(table[indices]))
-        if with_overlay: write_atomic(out/'overlays'/f'{stem}.jpg', _jpg(overlay(image, indices, colors=model.labels.colors)))
-        if coco_json:
-            entries['images'].append(dict(id=i, file_name=path.name, height=image.shape[0], width=image.shape[1]))
-            entries['annotations'] += _annotations(indices, numbers, model.labels.names, i)
-        result.done.append(str(path)); rows.append([path, f'masks/{stem}.png', *image.shape[:2], ''])
-    _write_tables(out, values, numbers, model.labels, rows, entries if coco_json else None)
+    bar = tqdm(paths, unit='image', disable=None if progress is None else not progress)
+    with _told(out):
+        for part in ['masks'] + ['overlays']*with_overlay: (out/part).mkdir(parents=True, exist_ok=True)
+        for i, (path, stem) in enumerate(zip(bar, _stems(paths)), 1):
+            try: image = read_image(path)
+            except (ValueError, OSError) as e:
+                result.failed[str(path)] = ' '.join(_text(e).split()).removeprefix(_text(path.name)).strip(': ')
+                rows.append([_text(path), '', '', '', result.failed[str(path)]])
+                continue
+            indices = model.predict(image)                                                 # (H,W)
+            write_atomic(out/'masks'/f'{stem}.png', _png(table[indices]))
+            if with_overlay: write_atomic(out/'overlays'/f'{stem}.jpg', _jpg(overlay(image, indices, colors=model.labels.colors)))
+            if coco_json:
+                entries['images'].append(dict(id=i, file_name=path.name, height=image.shape[0], width=image.shape[1]))
+                entries['annotations'] += _annotations(indices, numbers, model.labels.names, i)
+            result.done.append(str(path)); rows.append([_text(path), _text(f'masks/{stem}.png'), *image.shape[:2], ''])
+        _write_tables(out, values, numbers, model.labels, rows, entries if coco_json else None)
     return result
 
+# %% ../nbs/lib/14_share.ipynb #9a7090b2
 def _write_tables(out, values, numbers, labels, rows, entries):
     "index.csv, classes.json and, if asked for, annotations.json"
     text = io.StringIO(newline='')
     csv.writer(text).writerows([['file_name', 'mask', 'height', 'width', 'error'], *rows])
-    write_atomic(out/'index.csv', text.getvalue().encode('utf-8', 'replace'))                 # a file name may be no UTF-8
+    write_atomic(out/'index.csv', text.getvalue().encode('utf-8', 'backslashreplace'))
     categories = [dict(id=int(n), name=name) for n, name in zip(numbers, labels.names)]
     write_atomic(out/'classes.json', json.dumps(dict(values=values, categories=categories), indent=2).encode())
     if entries is None: return

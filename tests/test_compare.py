@@ -62,6 +62,25 @@ def test_numbers_equal_torchmetrics_and_numpy(made):
     assert stored['differences']['two/2 - one']['mean_iou'] == stored['models']['two/2']['mean_iou'] - stored['models']['one']['mean_iou']
     assert sorted(os.listdir(out/'predictions')) == ['one', 'two_2'], 'a slash in a name makes no folder'
 
+def test_every_printed_score_equals_a_recomputation(made):
+    "Both tables of report.md, cell by cell, from the saved masks alone; report.html shows the same texts."
+    result, out = made
+    stored, truth, text = json.loads((out/'scores.json').read_text()), read(out/'truth'), (out/'report.md').read_text()
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith('| '): rows.setdefault((c := [x.strip() for x in line.strip('|').split('|')])[0], c)
+    page = (out/'report.html').read_text()
+    for m, (name, entry) in enumerate(stored['models'].items()):
+        pred, keep = read(out/entry['predictions']), truth != 255
+        tp, t, p = (np.array([(a & keep).sum() for a in what]) for what in zip(*[((pred == k) & (truth == k), truth == k, pred == k) for k in range(4)]))
+        iou, dice = tp / (t + p - tp), 2 * tp / (t + p)
+        said = rows[name]
+        assert [said[i] for i in (1, 3, 5, 6)] == [f'{v:.4f}' for v in (iou.mean(), dice.mean(), tp.sum() / keep.sum(), (tp / t).mean())]
+        assert said[2] == ' to '.join(f'{v:.4f}' for v in entry['mean_iou_interval'])
+        for k, c in enumerate(NAMES):
+            assert (rows[c][1 + 3*m], rows[c][3 + 3*m]) == (f'{iou[k]:.4f}', f'{dice[k]:.4f}')
+            assert f'<td>{iou[k]:.4f}</td>' in page and f'<td>{dice[k]:.4f}</td>' in page
+
 def test_intervals_equal_scipys(made):
     from scipy.stats import bootstrap
     result, _ = made
@@ -159,7 +178,7 @@ def test_other_label_space_is_mapped_with_a_sentence(ds, tmp_path):
 def test_label_spaces_that_cut_across_each_other_are_refused(ds, tmp_path):
     with pytest.raises(ValueError, match='none of these label spaces can be mapped'): compare({'a': model(1, OTHER), 'b': model(2, CUT)}, ds, tmp_path/'r', measure=False)
     r = compare({'a': model(1, OTHER), 'b': model(2, CUT)}, ds, labels=THINGS, measure=False)
-    assert r.labels.names == THINGS.names and len(r.notes) == 2
+    assert r.labels.names == THINGS.names and sum('answers were mapped' in s for s in r.notes) == 2
 
 def test_order_of_classes_is_no_obstacle(ds):
     turned = LabelSpace.from_dict(dict(names=['bird', 'background', 'dog', 'cat'], ids=[[3], [0], [2], [1]], ignore_ids=[9]))
@@ -183,7 +202,41 @@ def test_runs_trained_at_other_sizes_are_told(ds, tmp_path):
     r = compare([tmp_path/'a', tmp_path/'b'], ds, measure=False)
     assert list(r.evaluations) == ['a', 'b'] and any('20×24 (a), 40×48 (b)' in s for s in r.notes) and any('different data' in s for s in r.notes)
 
+def test_a_model_that_tells_nothing_apart_is_named_and_the_scale_is_given(ds, tmp_path):
+    dull = model(1); nn.init.zeros_(dull.net[-1].weight); nn.init.zeros_(dull.net[-1].bias); nn.init.constant_(dull.net[-1].bias[:1], 9.)
+    r = compare({'dull': dull, 'other': model(2)}, ds, tmp_path/'r', measure=False)
+    assert [s for s in r.notes if 'tells nothing apart' in s] == ['dull says background everywhere: it tells nothing apart.']
+    truth = read(tmp_path/'r/truth'); n = np.bincount(truth[truth != 255], minlength=4)
+    if n.argmax() == 0: assert f"{r.evaluations['dull'].scores['mean_iou']:.4f}" in r.baseline
+    assert f'mean IoU of {n.max() / n.sum() / 4:.4f} and a pixel accuracy of {n.max() / n.sum():.4f}' in r.baseline
+    for f in ('report.md', 'report.html'): assert r.baseline in (tmp_path/'r'/f).read_text()
+
 # the folder
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere file names are Unicode')
+def test_names_that_are_no_utf8_or_no_text(tmp_path, recwarn):
+    data = folders(tmp_path/'d', n=11)
+    stems = {'p003': 'caf\udce9', 'p004': 'line\rbreak\tand\x01more', 'p005': '\udcff\udcfe'}
+    for old, new in stems.items():
+        for sub in ('images', 'masks'): os.rename(data.root/sub/f'{old}.png', data.root/sub/f'{new}.png')
+    space = LabelSpace.from_names(['background', 'c\x01at', 'd\udce9g', 'b\rird'], ignore_ids=(9,))
+    ds = SegDataset.from_folders(data.root/'images', data.root/'masks', space)
+    models, out = {'mod\udce9l': model(1, space), 'two\n': model(2, space)}, tmp_path/'r\udce9p'
+    r = compare(models, ds, out, measure=False)
+    assert not [w for w in recwarn if 'Glyph' in str(w.message)]
+    for new in stems.values(): assert (out/'truth'/f'{new}.png').is_file() and all((f/f'{new}.png').is_file() for f in (out/'predictions').iterdir())
+    texts = {f: (out/f).read_bytes().decode() for f in ('report.html', 'report.md', 'scores.json')}
+    assert r'mod\udce9l' in texts['report.html'] and all(r'mod\\udce9l' in texts[f] for f in ('report.md', 'scores.json'))   # there a backslash is written \\
+    assert r'caf\\udce9' in texts['report.html']
+    stored = json.loads(texts['scores.json'])
+    assert stored['classes'] == space.names and set(stored['models']) == {'mod\\udce9l', 'two\n'}
+    for text in (repr(r), r._repr_html_(), *r.verdicts): text.encode()
+    import xml.dom.minidom, base64, re
+    svgs = [base64.b64decode(b) for b in re.findall('image/svg\\+xml;base64,([^"]+)', texts['report.html'])]
+    assert len(svgs) >= 4
+    for svg in svgs: xml.dom.minidom.parseString(svg)                            # a picture that a browser can draw
+    again = compare({'mod\udce9l': model(1, space)}, ds, out, measure=False)
+    assert again.photo(ds.stems.index('caf\udce9'))['truth'].shape == (40, 48)
+
 def test_hostile_stem_stays_inside(tmp_path):
     for stem in ('../out', '/etc/x', 'a/b', '..', 'a\\b'):
         with pytest.raises(ValueError, match='leave its folder'): evaluate_masks([(stem, np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8))], CATS, folder=tmp_path/'f')
@@ -245,13 +298,105 @@ def test_three_models_and_names_that_clash(ds, tmp_path):
     assert len(r.differences) == 3 and len({f.lower() for f in os.listdir(tmp_path/'r/predictions')}) == 3 and '3 pairs' in (tmp_path/'r/report.md').read_text()
 
 def test_the_module_answers_calls(ds):
-    code = "import seglab.compare, seglab; assert callable(seglab.compare); from seglab.compare import compare; assert seglab.compare.compare is compare\ntry: seglab.compare({})\nexcept ValueError as e: assert 'nothing to compare' in str(e)"
+    code = "import seglab.compare, seglab; assert callable(seglab.compare); from seglab.compare import compare; assert seglab.compare.compare is compare; import inspect; assert inspect.signature(seglab.compare) == inspect.signature(compare)\ntry: seglab.compare({})\nexcept ValueError as e: assert 'nothing to compare' in str(e)"
+    subprocess.run([sys.executable, '-c', code], check=True)
+    code = "import seglab\ntry: seglab.compare({})\nexcept ValueError as e: assert 'nothing to compare' in str(e)\nfrom seglab import compare as c; import seglab.compare; assert callable(c) and callable(seglab.compare)"
     subprocess.run([sys.executable, '-c', code], check=True)
 
 def test_costs_of_a_convolution_known_on_paper():
     conv = Segmenter(nn.Conv2d(3, 8, 3, padding=1), list('abcdefgh'))
     r = costs({'c': conv}, (10, 10), rounds=3, device='cpu')['c']
     assert r['parameters'] == 224 and r['flops'] == 2 * 100 * 8 * 27 and r['latency_ms'] > 0 and r['images_per_second'] > 0
+
+# costs and calibration of both models, against other computations
+
+def unet_and_segformer(labels=LABELS):
+    from seglab.segformer import build_segformer
+    from seglab.unet import build_unet
+    torch.manual_seed(0)
+    return dict(unet=build_unet(labels, 'resnet18', weights=None),
+                segformer=build_segformer(labels, weights=None, hidden_sizes=[16, 32, 64, 96], depths=[1, 2, 1, 1], decoder_hidden_size=64))
+
+@pytest.fixture(scope='module')
+def both(): return unet_and_segformer()
+
+def flops_by_hand(segmenter, h, w):
+    "Two per multiply-add of every convolution and linear layer, and of the two products of every attention."
+    found, hooks = [], []
+    def conv(m, x, y): found.append(2 * y.numel() * m.in_channels // m.groups * m.kernel_size[0] * m.kernel_size[1])
+    def linear(m, x, y): found.append(2 * y.numel() * m.in_features)
+    for m in segmenter.modules():
+        if isinstance(m, nn.Conv2d): hooks.append(m.register_forward_hook(conv))
+        if isinstance(m, nn.Linear): hooks.append(m.register_forward_hook(linear))
+    with torch.inference_mode(): segmenter.eval()(torch.zeros(1, 3, h, w, dtype=torch.uint8))
+    for hook in hooks: hook.remove()
+    config = getattr(segmenter.net, 'config', None)
+    if getattr(config, 'model_type', '') == 'segformer':
+        stride = 1
+        for s, sr, c, heads, depth in zip(config.strides, config.sr_ratios, config.hidden_sizes, config.num_attention_heads, config.depths):
+            stride *= s
+            n = (h // stride) * (w // stride)
+            found.append(depth * 2 * 2 * n * (n // sr**2) * (c // heads * heads))  # q·k and weights·v: n queries, n/sr² keys, c numbers each
+    return sum(found)
+
+@pytest.mark.parametrize('name', ['unet', 'segformer'])
+def test_flops_and_parameters_equal_a_count_by_hand(both, name):
+    m = both[name]
+    r = costs({name: m}, (64, 96), batch_size=1, rounds=1, device='cpu')[name]
+    assert r['flops'] == flops_by_hand(m, 64, 96) > 1e6
+    assert r['parameters'] == sum(int(np.prod(p.shape)) for p in m.state_dict(keep_vars=True).values() if isinstance(p, nn.Parameter))
+
+@pytest.mark.parametrize('name', ['unet', 'segformer'])
+def test_memory_equals_what_torchs_allocator_says(both, name):
+    from torch.profiler import ProfilerActivity, profile
+    m, x = both[name].eval(), torch.zeros(1, 3, 128, 128, dtype=torch.uint8)
+    with torch.inference_mode():
+        m(x)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: m(x)
+    events = [e for e in p.profiler.kineto_results.events() if e.name() == '[memory]']
+    peak = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max()
+    weights = sum(t.nbytes for t in [*m.parameters(), *m.buffers()])
+    got = costs({name: m}, (128, 128), batch_size=1, rounds=1, device='cpu')[name]['peak_memory_bytes'] - weights
+    print(name, got, peak)
+    assert .6 * peak <= got <= 1.02 * peak, 'all but the scratch space inside kernels, which torch counts too'
+
+def test_latency_is_the_median_of_warm_passes(monkeypatch):
+    "A clock that only the model moves: the first pass of a turn is cold, one pass is disturbed; neither shows."
+    import seglab.compare as module
+    now, passes = [0.], []
+    class Slow(nn.Module):
+        def __init__(self, cost): super().__init__(); self.p, self.cost, self.n = nn.Parameter(torch.zeros(1)), cost, 0
+        def forward(self, x):
+            cold = not passes or passes[-1] is not self                          # another model ran in between
+            passes.append(self); self.n += 1
+            now[0] += self.cost * len(x) + (.5 if cold else 0) + (3 if self.n == 9 else 0)
+            return torch.zeros(len(x), 2, *x.shape[2:]) + self.p
+    monkeypatch.setattr(module.time, 'perf_counter', lambda: now[0])
+    r = costs({n: Segmenter(Slow(c), ['a', 'b']) for n, c in (('quick', .01), ('slow', .04))}, (8, 8), batch_size=4, rounds=5, seconds=1e9, device='cpu')
+    assert np.isclose(r['quick']['latency_ms'], 10) and np.isclose(r['slow']['latency_ms'], 40)
+    assert np.isclose(r['quick']['images_per_second'], 100) and np.isclose(r['slow']['images_per_second'], 25)
+    turns = [a is not b for a, b in zip(passes, passes[1:])]
+    assert sum(turns) >= 2 * 5 - 1, 'the models take turns'
+
+@pytest.mark.parametrize('name', ['unet', 'segformer'])
+def test_calibration_equals_torchmetrics_and_boundaries_scipys(both, ds, name):
+    from scipy import ndimage
+    from torchmetrics.classification import MulticlassCalibrationError
+    m, metric = both[name].eval(), MulticlassCalibrationError(4, n_bins=15, norm='l1', ignore_index=255)
+    counts = np.zeros((2, 4), int)
+    for i in range(len(ds)):
+        image, truth = ds.raw(i)
+        with torch.inference_mode(): probs = m(torch.as_tensor(image).permute(2, 0, 1)[None]).softmax(1)     # (1,K,H,W)
+        metric.update(probs, torch.as_tensor(truth)[None].long())
+        pred, ignored, d = probs.argmax(1)[0].numpy(), truth == 255, max(1, round(.02 * np.hypot(*truth.shape)))
+        band = lambda a: a & ~ndimage.binary_erosion(a | ignored, np.ones((2*d + 1, 2*d + 1))) & ~ignored   # beyond the frame is outside
+        for k in range(4):
+            p, t = band((pred == k) & ~ignored), band((truth == k) & ~ignored)
+            counts[:, k] += (p & t).sum(), (p | t).sum()
+    got = evaluate(m, ds, name=name)
+    assert abs(got.scores['ece'] - float(metric.compute())) < 1e-5
+    assert (got.boundary_counts == counts).all()
+    assert got.scores['mean_boundary_iou'] == np.mean([a / b for a, b in counts.T if b])
 
 def test_model_comes_back_as_it_was(ds):
     m = model(1).train(); evaluate(m, ds)

@@ -91,6 +91,33 @@ def test_keyboard_alone_is_enough(browser, report):
     before = pixels(page); page.keyboard.press('Space')
     assert pixels(page) != before
 
+def test_arrows_turn_photos_wherever_they_mean_nothing_else(browser, report):
+    page = opened(browser, report)
+    place = lambda: page.eval_on_selector('#photo', 's => +s.value')
+    layer = lambda: page.eval_on_selector('#layers input:checked', 'i => +i.value')
+    page.locator('#layers label', has_text='truth').click()                      # with the mouse: the arrows stay with the photos
+    page.wait_for_function('document.activeElement === document.body')
+    page.keyboard.press('ArrowRight'); page.wait_for_function('document.getElementById("photo").value === "1"')
+    page.locator('#classes input').nth(1).focus(); page.keyboard.press('ArrowRight'); page.wait_for_function('document.getElementById("photo").value === "2"')
+    page.keyboard.press('1')
+    assert layer() == 0, 'digits choose the layer also while a class has the focus'
+    page.locator('#layers input').nth(0).focus(); page.keyboard.press('ArrowRight')
+    assert layer() == 1 and place() == 2, 'in the row of layers an arrow means the next layer'
+    page.focus('#opacity'); before = place(); page.keyboard.press('ArrowRight')
+    assert place() == before and page.eval_on_selector('#opacity', 'o => +o.value') == 61
+
+def test_says_which_layer_and_greys_classes_that_are_not_there(browser, report):
+    page = opened(browser, report)
+    page.locator('#layers label', has_text='errors of careful').click()
+    assert page.inner_text('#said').startswith('errors of careful, photo ') and page.is_visible('#key')
+    grey, there = page.evaluate('[[...document.querySelectorAll("#classes label")].map(e => e.classList.contains("absent")), '
+                                'D.classes.map((c, k) => [shot.truth, ...shot.preds].some(m => m.includes(k)))]')
+    assert grey == [not t for t in there]
+
+def test_first_column_breaks_no_short_word_on_a_phone(browser, report):
+    page = opened(browser, report, 400)
+    assert page.eval_on_selector_all('th[scope=row]', 'all => all.filter(e => e.innerText === "background" || e.innerText === "careful").every(e => e.getBoundingClientRect().height < 50)')
+
 def test_colours_are_those_of_the_masks(browser, report, tmp_path):
     page = opened(browser, report)
     page.locator('#layers label', has_text='truth').click()

@@ -59,6 +59,18 @@ def test_the_licence_is_yours_only_where_the_weights_leave_it(run):
     assert 'nvidia' in parcel(run)['README.md'].decode().lower()
     with pytest.raises(ValueError, match='leave license out'): push(run, license='mit')
 
+@pytest.mark.parametrize('base', ['nvidia/mit-b0', 'nvidia/segformer-b0-finetuned-ade-512-512', 'mit_b3 (imagenet)', 'mit_b0', None, 'resnet18 (imagenet)'])
+def test_the_licence_follows_the_base_weights_wherever_it_goes(run, tmp_path, base):
+    d = json.loads((run/'best'/'seglab.json').read_text())
+    (run/'best'/'seglab.json').write_text(json.dumps(d | dict(base_weights=base)))
+    push(run, 'folder', out=tmp_path/'out')
+    head = (tmp_path/'out'/'README.md').read_text().split('---')[1]
+    if base and ('nvidia' in base or 'mit_b' in base):
+        assert 'license: other' in head and 'license_name: nvidia-source-code-license-segformer' in head and 'license_link: https://' in head
+        assert 'no commercial use' in (tmp_path/'out'/'README.md').read_text()
+    else: assert 'license' not in head, 'no licence is claimed that nobody gave'
+    assert 'license: mit' not in head
+
 @pytest.mark.parametrize('where', ['best/notes.txt', 'best/deep/notes.txt', 'pictures/z.png', 'history.csv'])
 def test_links_are_refused(run, where):
     link = run/where
@@ -174,6 +186,12 @@ def test_hub_gets_the_parcel_and_nothing_else(run, hub, tmp_path):
         assert content == (files[name] if isinstance(files[name], bytes) else files[name].read_bytes()), name
     assert 'ada/unet' in done.stdout
 
+def test_hub_is_public_unless_asked_otherwise(run, hub, tmp_path):
+    done = share(run, '--to', 'hub', '--repo', 'ada/unet', endpoint=hub.address, home=tmp_path/'hf')
+    assert done.returncode == 0, done.stderr
+    assert not hub.created.get('private') and hub.created.get('visibility', 'public') == 'public'
+    assert hub.message == 'Share a model trained with seglab' and sorted(hub.files) == WANTED
+
 @pytest.mark.parametrize('status, said', [(401, 'token that may write'), (403, 'token that may write'), (500, 'answered 500')])
 def test_hub_refuses(run, hub, tmp_path, status, said):
     hub.status = status
@@ -283,6 +301,40 @@ def test_names_that_collide_stay_apart(unet, tmp_path):
     masks = [p.name.lower() for p in (tmp_path/'out'/'masks').iterdir()]
     assert len(done.done) == len(set(masks)) == 4
     assert not (tmp_path/'out'/'overlays').exists()
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere file names are Unicode')
+def test_names_that_are_no_utf8(unet, tmp_path):
+    good, evil = tmp_path/'in'/'caf\udce9.png', tmp_path/'in'/'b\udcff.png'
+    photo(tmp_path/'in'/'x.png', 8, 9)
+    os.rename(tmp_path/'in'/'x.png', good); evil.write_bytes(b'no image')
+    done = predict_files(unet, tmp_path/'in', tmp_path/'out\udce9', coco_json=True)
+    out = os.fsencode(tmp_path/'out\udce9')
+    assert os.listdir(out + b'/masks') == [b'caf\xe9.png'] and os.listdir(out + b'/overlays') == [b'caf\xe9.jpg']
+    assert r'b\udcff.png' in done.complaint and r'out\udce9' in str(done)
+    for text in (done.complaint, str(done)): text.encode()                       # would raise if half a character were left
+    assert r'caf\udce9.png' in open(out + b'/index.csv', encoding='utf-8').read()
+    assert json.load(open(out + b'/annotations.json', encoding='utf-8'))['images'][0]['file_name'] == good.name, 'from which the file can be found again'
+
+def test_a_corrupt_image_among_a_thousand_is_named(unet, tmp_path):
+    photo(tmp_path/'in'/'0000.png', 4, 4)
+    for i in range(1, 1000): os.link(tmp_path/'in'/'0000.png', tmp_path/'in'/f'{i:04}.png')
+    (tmp_path/'in'/'0500.png').unlink(); (tmp_path/'in'/'0500.png').write_bytes((tmp_path/'in'/'0000.png').read_bytes()[:40])
+    asked = unet.predict
+    unet.predict = lambda image: np.zeros(image.shape[:2], np.uint8)             # a thousand forward passes tell nothing more
+    try: done = predict_files(unet, tmp_path/'in', tmp_path/'out', with_overlay=False)
+    finally: unet.predict = asked
+    assert len(done.done) == 999 == len(os.listdir(tmp_path/'out'/'masks')) and [Path(p).name for p in done.failed] == ['0500.png']
+    assert done.complaint.startswith('1 of 1000 images could not be done: ') and '0500.png' in done.complaint
+
+def test_a_full_disk_and_a_read_only_folder_are_told(unet, tmp_path, monkeypatch):
+    import errno
+    from seglab import share as module
+    photo(tmp_path/'p.png', 8, 8)
+    for number, said in ((errno.ENOSPC, 'disk is full'), (errno.EROFS, 'choose another folder')):
+        def failing(path, content): raise OSError(number, os.strerror(number))
+        monkeypatch.setattr(module, 'write_atomic', failing)
+        with pytest.raises(OSError, match=said) as e: predict_files(unet, tmp_path/'p.png', tmp_path/'out')
+        assert e.value.filename == str(tmp_path/'out') and not [p for p in (tmp_path/'out').rglob('*') if p.is_file()]
 
 def test_merged_classes_have_no_category_id(tmp_path):
     from seglab.dataset import label_space

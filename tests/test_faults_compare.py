@@ -1,0 +1,251 @@
+"""Faults under `compare`: killed, out of disk, read-only, robbed of a photo, two at once, a run with a broken file. One sentence each, nothing half-written."""
+import errno, json, os, random, shutil, signal, subprocess, sys, textwrap, time
+from pathlib import Path
+import cv2, numpy as np, pandas as pd, pytest, torch
+import seglab.compare as module
+from seglab.compare import Comparison, compare, evaluate
+from seglab.dataset import SegDataset
+from seglab.model import from_smp
+from test_compare import LABELS, contents, folders, model
+
+LONG = bool(os.environ.get('SEGLAB_LONG'))
+KILLS = 12 if LONG else 1                                                        # for each signal and number of workers
+N = 24
+posix = pytest.mark.skipif(os.name != 'posix', reason='signals and mounts of POSIX')
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return folders(tmp_path_factory.mktemp('data')/'d', n=N)
+
+@pytest.fixture(scope='module')
+def wanted(data, tmp_path_factory):
+    "What an undisturbed comparison leaves."
+    out = tmp_path_factory.mktemp('wanted')/'r'
+    again(data, out)
+    return contents(out)
+
+def again(data, out, **kw): return compare({'one': model(1), 'two': model(2)}, data, out, measure=False, batch_size=2, **kw)
+
+RUN = textwrap.dedent('''
+    import json, sys, time
+    sys.path.insert(0, sys.argv[1])
+    from test_faults_compare import *
+    root, out, pause, kw = json.loads(sys.argv[2])
+    data = SegDataset.from_folders(root + '/images', root + '/masks', LABELS)
+    count = module.Evaluation.add
+    def slowly(self, *args): time.sleep(pause); return count(self, *args)
+    module.Evaluation.add = slowly
+    print('go', flush=True)
+    try: again(data, out, **kw)
+    except (OSError, RuntimeError, ValueError) as e: sys.exit(f'{type(e).__name__}: {e}')
+''')
+
+def start(data, out, pause=0., **kw):
+    "`compare` in a process (and a process group) of its own."
+    args = [str(Path(__file__).parent), json.dumps([str(data.root), str(out), pause, kw])]
+    p = subprocess.Popen([sys.executable, '-c', RUN, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert p.stdout.readline() == 'go\n', p.communicate()[1]
+    return p
+
+def n_files(out): return sum(p.is_file() and p.name[0] != '.' for p in Path(out).rglob('*')) if Path(out).exists() else 0
+
+def until(condition, p, seconds=120):
+    "Wait for something; False if the process ended before."
+    end = time.monotonic() + seconds
+    while not condition():
+        if p.poll() is not None: return False
+        assert time.monotonic() < end, 'waited too long'
+        time.sleep(.002)
+    return True
+
+def whole(out):
+    "Is every file there readable, and no temporary one left in sight?"
+    for p in Path(out).rglob('*.png'): assert cv2.imread(str(p), cv2.IMREAD_UNCHANGED) is not None, p
+    assert not [p for p in Path(out).rglob('.tmp-*')]
+
+def one_sentence(text): assert len(text.strip().splitlines()) == 1 and 'Traceback' not in text and len(text) < 500, text
+
+# --- kills
+
+@posix
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('sig', [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize('seed', range(KILLS))
+def test_killed_and_run_again(data, wanted, tmp_path, workers, sig, seed):
+    out, goal = tmp_path/'r', random.Random(f'{workers} {sig} {seed}').randint(1, 3 * N + 6)
+    p = start(data, out, workers=workers)
+    hit = until(lambda: n_files(out) >= goal, p)
+    p.send_signal(sig); p.wait()
+    assert hit, 'the comparison ended before it could be killed'
+    for f in out.rglob('*.png'): assert f.name[0] == '.' or cv2.imread(str(f), cv2.IMREAD_UNCHANGED) is not None, f
+    again(data, out, workers=workers)                                            # at once: a killed one holds nothing
+    assert contents(out) == wanted
+    whole(out)
+
+@posix
+def test_a_killed_ones_data_workers_do_not_hold_the_folder(data, wanted, tmp_path):
+    p = start(data, tmp_path/'r', pause=.2, workers=2)
+    assert until(lambda: n_files(tmp_path/'r') > 2, p)
+    p.kill(); p.wait()
+    with module._begin(tmp_path/'r'): pass                                       # at once, not after they have noticed
+
+@posix
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='this system does not tell the children of a process')
+def test_a_data_worker_killed_by_the_system(data, wanted, tmp_path):
+    p = start(data, tmp_path/'r', pause=.2, workers=1)
+    assert until(lambda: n_files(tmp_path/'r') > 2, p)
+    for c in [int(c) for t in Path(f'/proc/{p.pid}/task').iterdir() for c in (t/'children').read_text().split()]: os.kill(c, signal.SIGKILL)
+    said = p.communicate(timeout=120)[1]
+    assert p.returncode == 1 and 'ended from outside' in said and 'run the same again' in said
+    one_sentence(said)
+    again(data, tmp_path/'r')
+    assert contents(tmp_path/'r') == wanted
+
+# --- the disk
+
+def small_disk(folder, options):
+    folder.mkdir()
+    if os.name != 'posix' or subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', folder], capture_output=True).returncode: pytest.skip('may not mount a small disk')
+
+@posix
+@pytest.mark.parametrize('size, reached', [('120k', 'predictions'), ('700k', 'pictures')])
+def test_a_full_disk(data, wanted, tmp_path, size, reached):
+    small = tmp_path/'small'
+    small_disk(small, f'size={size}')
+    try:
+        with pytest.raises(OSError, match='the disk is full; make room and run the same again') as e: again(data, small/'r')
+        assert e.value.filename == str(small/'r') and (small/'r'/reached).exists() and not (small/'r/scores.json').exists()
+        whole(small/'r')
+        subprocess.run(['mount', '-o', 'remount,size=40m', small], check=True)
+        again(data, small/'r')
+        assert contents(small/'r') == wanted
+    finally: subprocess.run(['umount', '-l', small], check=True)
+
+@pytest.mark.parametrize('fatal', [1, 2 * N + 3, 3 * N + 8])
+def test_a_write_that_fails(data, wanted, tmp_path, monkeypatch, fatal):
+    writes, write = [0], module.write_atomic
+    def failing(path, content):
+        writes[0] += 1
+        if writes[0] >= fatal: raise OSError(errno.ENOSPC, 'No space left on device')
+        write(path, content)
+    monkeypatch.setattr(module, 'write_atomic', failing)
+    with pytest.raises(OSError, match='disk is full.* again'): again(data, tmp_path/'r')
+    monkeypatch.undo()
+    assert not (tmp_path/'r/scores.json').exists()
+    again(data, tmp_path/'r')
+    assert contents(tmp_path/'r') == wanted
+
+@posix
+def test_a_read_only_folder(data, tmp_path):
+    small = tmp_path/'small'
+    small_disk(small, 'size=4m,ro')
+    try:
+        for out in (small, small/'r'):
+            with pytest.raises(OSError, match='cannot be written here .Read-only file system.; choose another folder|Read-only file system') as e: again(data, out)
+            assert e.value.filename == str(out)
+        assert not list(small.iterdir())
+    finally: subprocess.run(['umount', '-l', small], capture_output=True)
+
+def test_a_file_where_the_folder_should_be(data, tmp_path):
+    (tmp_path/'r').write_text('mine')
+    with pytest.raises(ValueError, match='r is a file; give a folder'): again(data, tmp_path/'r')
+    assert (tmp_path/'r').read_text() == 'mine'
+
+# --- things that change underneath
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('what, how', [('images', 'deleted'), ('masks', 'cut')] + [('images', 'cut'), ('masks', 'deleted')] * LONG)
+def test_a_photo_or_mask_lost_under_the_reader(data, wanted, tmp_path, what, workers, how):
+    mine = Path(shutil.copytree(data.root, tmp_path/'d'))
+    ds = SegDataset.from_folders(mine/'images', mine/'masks', LABELS)
+    lost = mine/what/'p017.png'
+    kept = lost.read_bytes()
+    lost.unlink() if how == 'deleted' else lost.write_bytes(kept[:len(kept)//2])
+    with pytest.raises(ValueError, match="photo 'p017' cannot be scored .*p017.*put it right and run the same again") as e: again(ds, tmp_path/'r', workers=workers)
+    one_sentence(str(e.value))
+    whole(tmp_path/'r')
+    assert not (tmp_path/'r/scores.json').exists() and not (tmp_path/'r/report.html').exists()
+    lost.write_bytes(kept)
+    again(ds, tmp_path/'r', workers=workers)
+    assert contents(tmp_path/'r') == wanted
+
+@posix
+def test_two_in_the_same_folder(data, wanted, tmp_path):
+    p = start(data, tmp_path/'r', pause=.1)
+    assert until(lambda: n_files(tmp_path/'r') > 2, p)
+    before = n_files(tmp_path/'r')
+    with pytest.raises(ValueError, match='another comparison is writing to r just now; wait for it, or give another folder'): again(data, tmp_path/'r')
+    assert n_files(tmp_path/'r') >= before, 'the second has taken nothing away'
+    assert p.wait(timeout=300) == 0
+    assert contents(tmp_path/'r') == wanted
+
+def test_writing_again_waits_for_no_one(data, tmp_path):
+    r = again(data, tmp_path/'r')
+    with module._begin(tmp_path/'other'): r.write(n_photos=2)
+    with module._locked(tmp_path/'r'/module._MARK):
+        with pytest.raises(ValueError, match='another comparison is writing'): r.write(n_photos=2)
+
+def test_a_disk_without_locks(data, wanted, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip('fcntl')
+    def none(*args): raise OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr(fcntl, 'flock', none)
+    again(data, tmp_path/'r')
+    assert contents(tmp_path/'r') == wanted
+
+def test_a_clock_that_jumps(data, wanted, tmp_path, monkeypatch):
+    ticks = iter(range(10**6, 0, -3600))
+    for clock in ('time', 'perf_counter', 'monotonic'): monkeypatch.setattr(module.time, clock, lambda: float(next(ticks, -1e9)))
+    again(data, tmp_path/'r')
+    monkeypatch.undo()
+    assert contents(tmp_path/'r') == wanted
+
+# --- runs
+
+@pytest.fixture()
+def runs(tmp_path):
+    "Two run folders as training leaves them."
+    for n in 'ab':
+        from_smp('unet', LABELS, 'resnet18', None, encoder_depth=3, decoder_channels=(16, 8, 8)).save_pretrained(tmp_path/n/'best')
+        (tmp_path/n/'config.json').write_text(json.dumps(dict(settings=dict(sample_hw=[40, 48], data_digest='x'))))
+        (tmp_path/n/'history.csv').write_text('step,epoch,train_loss,eval_loss,mean_iou\n1,1.0,,.5,.25\n2,1.5,.4,,\n')
+    return [tmp_path/'a', tmp_path/'b']
+
+def cut(p): p.write_bytes(p.read_bytes()[:p.stat().st_size//2])
+BROKEN = {'config that is no JSON': ('config.json', lambda p: p.write_text('{"sett')),
+          'config that is a list': ('config.json', lambda p: p.write_text('[1]')),
+          'config with a strange size': ('config.json', lambda p: p.write_text('{"sample_hw": "big"}')),
+          'config nested without end': ('config.json', lambda p: p.write_text('[' * 100_000)),
+          'history without an epoch': ('history.csv', lambda p: p.write_text('a,b\n1,2\n')),
+          'history with words': ('history.csv', lambda p: p.write_text('epoch,eval_loss\none,two\n')),
+          'history that is empty': ('history.csv', lambda p: p.write_text('')),
+          'history that is no text': ('history.csv', lambda p: p.write_bytes(b'epoch,\xff\xfe\x00\n1,2,3\n4,5,6,7,8\n')),
+          'weights cut short': ('best/model.safetensors', cut),
+          'label space cut short': ('best/seglab.json', cut),
+          'model config cut short': ('best/config.json', cut)}
+
+@pytest.mark.parametrize('fault', BROKEN)
+def test_a_run_with_a_broken_file(data, runs, tmp_path, monkeypatch, fault):
+    file, spoil = BROKEN[fault]
+    spoil(runs[1]/file)
+    monkeypatch.setattr(module.Evaluation, 'add', lambda *a: pytest.fail('a photo was scored before the broken file was found'))
+    with pytest.raises(ValueError) as e: compare(runs, data, tmp_path/'r', measure=False)
+    one_sentence(str(e.value))
+    assert Path(file).name in str(e.value) and str(e.value)[0] != '{', e.value
+    assert not (tmp_path/'r').exists()
+
+def test_good_runs_give_curves(data, runs, tmp_path):
+    r = compare(runs, data, tmp_path/'r', measure=False)
+    assert list(r.histories) == ['a', 'b'] and (tmp_path/'r/pictures/curves.png').exists()
+    assert r.histories['a'].to_dict('list')['mean_iou'][0] == .25
+
+@pytest.mark.parametrize('inside', ['.', 'predictions/one'])
+def test_masks_to_be_read_are_not_cleared_first(data, tmp_path, inside):
+    r = again(data, tmp_path/'r')
+    out = tmp_path/'r'/inside
+    before = n_files(tmp_path/'r')
+    with pytest.raises(ValueError, match='would be cleared'): compare(r.evaluations, out=out)
+    assert n_files(tmp_path/'r') == before
+    compare(r.evaluations, out=tmp_path/'s')
+    assert (tmp_path/'s/report.html').exists()
+
+def test_a_comparison_without_a_folder_cannot_write(data):
+    with pytest.raises(ValueError, match='has no folder'): Comparison({'one': evaluate(model(1), data)}).write()
