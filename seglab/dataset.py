@@ -531,6 +531,8 @@ def from_folders(cls:SegDataset,
 # %% ../nbs/01_dataset.ipynb #c52075e6
 @_cause
 def _off_by_one(f):
+    if f.space and len(f.bad) > 1 and all(k - 1 in {0, *sum(f.space.ids, [])} - {*f.bad} for k in f.bad) and 0 not in f.good:
+        return "each of them is one more than an id that has a name, as if 1 had been added to every pixel; take it back."
     if set(f.bad) != {f.K} or not f.plain or (f.K == 81 and not f.space): return None
     first = '' if 0 in f.good else ", or, if ids start at 1, number the names so: dict(enumerate(names, 1))"
     if f.space: return f"{f.K} is one more than the last class: give it a name, or, if it means void, say ignore_ids=({f.K},){first}."
@@ -1051,7 +1053,7 @@ def _doubts(ds, counts, total, ramps, seen):
     if K in (80, 81) and _Found(space=ds.labels, K=K).plain and (total[:K] > 0).sum() > 25 and not total[gaps].any():
         doubts.append(f"none of the ids that COCO leaves out ({gaps[0]}, {gaps[1]}, ...) occurs: are these COCO's category ids? Then say labels=label_space('coco80')")
     white = seen[:,IGNORE] & seen[:,0] & (seen.sum(1) == 2)
-    if K == 2 and not ds._prepared and white.any() and counts[1] and not (seen[:,IGNORE] & seen[:,1]).any():
+    if K == 2 and ds.labels.table[IGNORE] == IGNORE and not ds._prepared and white.any() and counts[1] and not (seen[:,IGNORE] & seen[:,1]).any():
         doubts.append(f"{white.sum()} of {len(ds)} masks hold 0 and 255 only (first {ds.stems[np.flatnonzero(white)[0]]!r}), the others 0 and 1: are some of them black and white?")
     return doubts
 

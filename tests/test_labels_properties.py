@@ -139,6 +139,7 @@ WRONG = {                                     # title: (cause, words of the sent
     'void without a name': ('off_by_one', ['11 (', 'ignore_ids=(11,)'], blobs(0, 3, 10, 11), classes(11), {}),
     'category ids, 81 names': ('raw_category_ids', ['90 (', "'toothbrush'", "label_space('coco80')"], blobs(0, 1, 18, 90), classes(81), {}),
     'category ids, a few names': ('raw_category_ids', ['18 (', "'dog'"], blobs(0, 1, 18), classes(3), {}),
+    'every pixel one more': ('off_by_one', ['19 (', 'take it back'], [m + 1 for m in blobs(0, 1, 18, 60)], gappy(0, 1, 18, 24, 60), {}),
     'too few names': ('num_labels', ['4 (', 'name all 5'], blobs(0, 1, 2, 3, 4), classes(2), {}),
     'black and white': ('binary', ['0 (', '255 (', "255: 'object'"], blobs(0, 255), classes(2), {}),
     'black and white, three names': ('binary', ["255: 'object'"], blobs(0, 255), classes(3), {}),
@@ -181,6 +182,7 @@ GOOD = {
     'one bit': (blobs(0, 1), classes(2), lambda m, p: png(m.astype(bool), p)),
     'sixteen bits, small ids': (blobs(0, 1, 2), classes(3), lambda m, p: Image.fromarray(m.astype(np.uint16)).save(p.with_suffix('.png'))),
     'void between the classes': ([np.where(cv2.dilate(m, np.ones((3, 3))) != cv2.erode(m, np.ones((3, 3))), 255, m) for m in blobs(0, 5, 9)], classes(10), png),
+    'black and white, both named': (blobs(0, 255) + [np.zeros((64, 64), np.uint8)]*2, gappy(0, 255), png),
     'all 254': ([np.arange(254, dtype=np.uint8).repeat(20).reshape(127, 40)]*2, classes(254), png),
 }
 
