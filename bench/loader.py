@@ -5,13 +5,14 @@
 
 The tutorial loader reads a JPEG and a PNG per sample, maps category ids with numpy, and lets the worker normalise to float32 and
 widen labels to int64. Both use the same augmentation. Rounds alternate; a ratio is the median of the ratios within a round.
+Beside the clock stands the processor time of a sample, summed over this process and its workers: it tells the same on a busy machine.
 """
 import argparse, json, os, platform, statistics as st, sys, tempfile, time
 from datetime import date
 from pathlib import Path
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 import albumentations as A
-import cv2, numpy as np, torch
+import cv2, numpy as np, psutil, torch
 from albumentations.pytorch import ToTensorV2
 from torch.utils.data import DataLoader, Dataset
 from seglab.dataset import SegDataset, data_loader, label_space, pack, train_tfms
@@ -31,17 +32,22 @@ class Tutorial(Dataset):
         out = self.tfms(image=image, mask=mask)
         return dict(pixel_values=out['image'], labels=out['mask'].long())
 
+def spent(loader):
+    "Processor seconds so far, of this process and of the loader's workers."
+    workers = getattr(loader._iterator, '_workers', []) if loader._iterator is not None else []
+    return time.process_time() + sum(sum(psutil.Process(w.pid).cpu_times()[:2]) for w in workers)
+
 def epoch(loader):
-    "Seconds of one pass."
-    start = time.perf_counter()
+    "Seconds of one pass by the clock, and of processor time."
+    start, cpu = time.perf_counter(), spent(loader)
     for _ in loader: pass
-    return time.perf_counter() - start
+    return time.perf_counter() - start, spent(loader) - cpu
 
 def alone(ds, n):
-    "Milliseconds of one sample, in this process."
-    start = time.perf_counter()
+    "Milliseconds of processor time of one sample, in this process."
+    start = time.process_time()
     for i in range(n): ds[i % len(ds)]
-    return 1e3*(time.perf_counter() - start)/n
+    return 1e3*(time.process_time() - start)/n
 
 def data(coco, photos, size, folder):
     "A prepared folder of real photos, or of drawn ones."
@@ -71,18 +77,22 @@ def main():
         loaders = {'tutorial': DataLoader(plain, a.batch, shuffle=True, **keep), 'seglab, files': data_loader(files, a.batch, shuffle=True, **keep),
                    'seglab, packed': data_loader(packed, a.batch, shuffle=True, **keep)}
         for l in loaders.values(): epoch(l)  # start the workers, warm the caches
-        rounds = [{k: len(files)/epoch(l) for k,l in loaders.items()} for _ in range(a.rounds)]
+        rounds = [{k: epoch(l) for k,l in loaders.items()} for _ in range(a.rounds)]  # (clock, processor) seconds
         del loaders
         cv2.setNumThreads(0)
         ms = [{k: alone(d, min(len(d), 200)) for k,d in (('tutorial', plain), ('seglab, files', files), ('seglab, packed', packed))} for _ in range(min(3, a.rounds))]
-    rate = {k: st.median(r[k] for r in rounds) for k in rounds[0]}
-    ratio = {k: st.median(r[k]/r['tutorial'] for r in rounds) for k in rate}
+    n = len(files)
+    rate = {k: st.median(n/r[k][0] for r in rounds) for k in rounds[0]}
+    ratio = {k: st.median(r['tutorial'][0]/r[k][0] for r in rounds) for k in rate}
+    cpu = {k: st.median(1e3*r[k][1]/n for r in rounds) for k in rate}
+    cpu_ratio = {k: st.median(r['tutorial'][1]/max(r[k][1], 1e-3) for r in rounds) for k in rate}
     one = {k: st.median(m[k] for m in ms) for k in ms[0]}
-    print(f"{len(files)} photos at {a.size}x{a.size}, {a.workers} workers, batches of {a.batch}, {a.rounds} rounds, medians\n")
-    print(f"{'loader':16}{'images/s':>10}{'ratio':>8}{'ms a sample, one process':>28}")
-    for k in rate: print(f"{k:16}{rate[k]:10.0f}{ratio[k]:7.2f}x{one[k]:28.2f}")
-    print('\n' + json.dumps(dict(bench='loader', photos=len(files), size=a.size, workers=a.workers, batch=a.batch, rounds=a.rounds, real=bool(a.coco),
-        images_per_s={k: round(v, 1) for k,v in rate.items()}, ratio={k: round(v, 2) for k,v in ratio.items()}, ms_per_sample={k: round(v, 3) for k,v in one.items()},
+    print(f"{n} photos at {a.size}x{a.size}, {a.workers} workers, batches of {a.batch}, {a.rounds} rounds, medians\n")
+    print(f"{'loader':16}{'images/s':>10}{'ratio':>8}{'CPU ms an image':>18}{'ratio':>8}{'CPU ms a sample, one process':>32}")
+    for k in rate: print(f"{k:16}{rate[k]:10.0f}{ratio[k]:7.2f}x{cpu[k]:18.2f}{cpu_ratio[k]:7.2f}x{one[k]:32.2f}")
+    print('\n' + json.dumps(dict(bench='loader', photos=n, size=a.size, workers=a.workers, batch=a.batch, rounds=a.rounds, real=bool(a.coco),
+        images_per_s={k: round(v, 1) for k,v in rate.items()}, ratio={k: round(v, 2) for k,v in ratio.items()}, cpu_ms_per_image={k: round(v, 3) for k,v in cpu.items()},
+        cpu_ratio={k: round(v, 2) for k,v in cpu_ratio.items()}, cpu_ms_per_sample={k: round(v, 3) for k,v in one.items()},
         machine=f'{platform.machine()}, {os.cpu_count()} cores', date=str(date.today()), python=platform.python_version(),
         versions=dict(torch=torch.__version__, numpy=np.__version__, opencv=cv2.__version__, albumentations=A.__version__))))
 

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['LabelError', 'LabelSpace', 'explain_labels', 'label_space', 'read_mask', 'SegDataset', 'train_tfms', 'valid_tfms',
            'check_tfms', 'collate', 'data_loader', 'show_batch', 'check_labels', 'check_model', 'explain_error',
-           'LabelReport', 'class_counts', 'check_dataset', 'class_weights', 'show_counts', 'pack', 'load_data']
+           'LabelReport', 'class_counts', 'check_dataset', 'check_samples', 'class_weights', 'show_counts', 'pack',
+           'load_data']
 
 # %% ../nbs/01_dataset.ipynb #d1f076d2
-import hashlib, io, json, os, random, shutil, time, warnings
+import hashlib, io, json, os, random, re, shutil, time, warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 import albumentations as A
 import cv2, numpy as np, torch
@@ -25,8 +27,15 @@ class LabelError(ValueError):
         message:str, # One sentence: what came, what was wanted, what to do
         cause:str='unknown_ids', # Short code of the cause, such as off_by_one
     ):
+        message, self.cause = _from_worker(message, cause)
         super().__init__(message)
-        self.cause = cause
+        self.add_note(f'cause: {self.cause}')
+
+# %% ../nbs/01_dataset.ipynb #df8788ad
+def _from_worker(message, cause):
+    "The sentence and the cause, also out of the trace in which a worker sends them."
+    sent = re.findall(r'LabelError: (.*)\ncause: (\w+)', message) if message.startswith('Caught ') else []
+    return sent[-1] if sent else (message, cause)
 
 # %% ../nbs/01_dataset.ipynb #2b909c30
 class LabelSpace:
@@ -147,11 +156,28 @@ def _cause(f): _causes.append(f); return f
 class _Found(dict):
     "What a check found; absent facts are None."
     __getattr__ = dict.get
+    @property
+    def seen(self): return {k for k in {*self.bad, *self.good} if k != IGNORE}
+    @property
+    def plain(self):
+        "Do classes count 0, 1, 2, ... in the masks, as the model's do?"
+        return not self.space or self.space.ids == [[i] for i in range(self.K)]
 
+# %% ../nbs/01_dataset.ipynb #ec74ba2c
 def _list_ids(counts, n=6):
     "{7: 12, 9: 3} as text."
     more = f" and {len(counts)-n} more ids" if len(counts) > n else ''
     return ', '.join(f"{k} ({v:,} px)" for k,v in list(counts.items())[:n]) + more
+
+def _ramps(mask):
+    "(steps, changes): where three neighbours differ, and the middle one lies between the others."
+    m = mask[::4].astype(np.int16)
+    a, b, c = m[:,:-2], m[:,1:-1], m[:,2:]
+    return np.array([((a < b) & (b < c) | (a > b) & (b > c)).sum(), (a != c).sum()])
+
+def _stepped(ramps):
+    "Share of the edges that rise in steps; 0 where there are too few edges to tell."
+    return ramps[0]/ramps[1] if ramps[1] > 40 else 0.
 
 # %% ../nbs/01_dataset.ipynb #58136fb1
 def explain_labels(
@@ -159,7 +185,7 @@ def explain_labels(
     num_labels:int, # K, classes of the model or of the label space
     good:dict=None, # {id: pixels} of the labels that are right
     ignore_index:int=IGNORE, # What the loss ignores, None for nothing
-    **facts, # What else is known: `shape` of the labels, `space` for mask values that a LabelSpace refused
+    **facts, # What else is known: `shape` of the labels, `space` for mask values that a LabelSpace refused, `steps`: share of stepped edges
 )->tuple: # (short code of the cause, sentence that says why and what to do)
     "Which of the known mistakes fits these ids."
     found = _Found(bad=bad, good=good or {}, K=num_labels, ignore=ignore_index, **facts)
@@ -173,7 +199,7 @@ def _unknown_ids(mask, space, name):
     "The error for mask values that a label space does not know."
     n = np.bincount(mask.ravel(), minlength=256)
     good, bad = ({int(v): int(n[v]) for v in np.flatnonzero((n > 0) & keep)} for keep in (space.known, ~space.known))
-    cause, why = explain_labels(bad, space.num_labels, good, space=space)
+    cause, why = explain_labels(bad, space.num_labels, good, space=space, steps=_stepped(_ramps(mask)))
     return LabelError(f"{name} holds values that its label space does not know: {_list_ids(bad)}; {why}", cause)
 
 # %% ../nbs/01_dataset.ipynb #0d6e6db5
@@ -234,6 +260,7 @@ def _super_groups(categories):
         groups.setdefault(c['name'] if kind in (None, '', 'none') else kind, []).append(c['id'])
     return groups
 
+# %% ../nbs/01_dataset.ipynb #6fd03468
 def _chosen_groups(chosen, cats):
     "The categories named by the user."
     names = [n.strip() for n in chosen.split(',')] if isinstance(chosen, str) else [str(n) for n in chosen]
@@ -295,9 +322,22 @@ def _read_odd_mask(path, raw):
     except Image.DecompressionBombError: raise ValueError(f"mask {path.name} declares more pixels than are safe to decode, {MAX_PIXELS:,}; write it again.") from None
     except (OSError, SyntaxError, ValueError) as e: raise ValueError(f"mask {path.name} cannot be read ({str(e)[:80]}); write it again.") from None
     if kind in ('JPEG', 'MPO'): raise LabelError(f"mask {path.name} is a JPEG, which smears ids along every edge; save masks as PNG.", 'jpeg_mask')
-    if m.ndim > 2: raise LabelError(f"mask {path.name} is a picture in colour ({mode}), where a mask holds one id for each pixel; "
-                                    "turn its colours into ids, or save it as an 8-bit grey or palette PNG.", 'rgb_mask')
-    if m.size and m.max() > 255: raise LabelError(f"mask {path.name} holds the value {m.max()}; a mask holds 0 to 255: renumber its classes.", 'too_large')
+    if m.ndim > 2: raise LabelError(_colour_mask(path.name, mode, m), 'rgb_mask')
+    return _whole_bytes(path.name, m)
+
+# %% ../nbs/01_dataset.ipynb #b22fa345
+def _colour_mask(name, mode, m):
+    "The sentence for a mask with several channels."
+    colours = m[...,:3] if m.shape[2] > 2 else m[...,:1]
+    grey = (colours == colours[...,:1]).all()
+    fix = "its colour channels are equal, so one of them holds the ids: Image.open(path).getchannel(0)" if grey else "turn its colours into ids"
+    return f"mask {name} is a picture in colour ({mode}), where a mask holds one id for each pixel; {fix}, or save it as an 8-bit grey or palette PNG."
+
+def _whole_bytes(name, m):
+    "A mask of another type as bytes; what bytes cannot hold is refused."
+    if m.dtype.kind == 'f' and not (m == np.round(m)).all(): raise LabelError(f"mask {name} holds fractions, where a mask holds whole ids; save it as an 8-bit grey PNG.", 'dtype')
+    if m.size and m.min() < 0: raise LabelError(f"mask {name} holds {m.min():g} ({(m < 0).sum():,} px); ids are 0 to 255: write {IGNORE} where there is no label.", 'padding')
+    if m.size and m.max() > 255: raise LabelError(f"mask {name} holds the value {m.max():g}; a mask holds 0 to 255: renumber its classes.", 'too_large')
     return m.astype(np.uint8)
 
 # %% ../nbs/01_dataset.ipynb #42d837d8
@@ -315,7 +355,7 @@ class SegDataset(Dataset):
         if not len(rows): raise ValueError(f"{Path(path).name!r} has no photo in split {split!r}; it has {index['split'].value_counts().to_dict()}.")
         self._start(path, index['stem'].iloc[rows], label_space(labels, categories), tfms, seed)
         self.split, self._rows, self._arrays = split, rows, _open_packed(self.path, len(index))
-        self._packed = self._arrays is not None
+        self._packed, self._prepared = self._arrays is not None, True
         if not self._packed: self._images, self._masks = _pair(self.stems, self.path/'images', self.path/'masks')
 
     def __len__(self): return len(self.stems)
@@ -325,7 +365,7 @@ class SegDataset(Dataset):
 def _start(self:SegDataset, path, stems, labels, tfms, seed):
     "What both kinds of folder have in common."
     self.path, self.stems, self.labels, self.tfms, self.seed, self.split = Path(path), list(stems), labels, tfms, seed, None
-    self._rows, self._arrays, self._packed, self._scanned = np.arange(len(self.stems)), None, False, None
+    self._rows, self._arrays, self._packed, self._scanned, self._prepared = np.arange(len(self.stems)), None, False, None, False
     self._epoch = torch.zeros(2, dtype=torch.int64).share_memory_()  # epoch, times it was set; workers see it change
 
 def _read_prepared(path):
@@ -373,6 +413,7 @@ def _load_packed(path):
     "The two arrays, mapped."
     return tuple(np.load(path/f, mmap_mode='r').view(np.ndarray) for f in ('images.npy', 'masks.npy'))
 
+# %% ../nbs/01_dataset.ipynb #51249949
 def _packed_fault(path, n):
     "Why the arrays cannot be used; None when they can."
     if not all((path/f).is_file() for f in ('images.npy', 'masks.npy')): return 'they are not there'
@@ -386,6 +427,7 @@ def _packed_fault(path, n):
     if json.loads(note.read_text()) != _vouch(path, n, masks.shape[1:]): return 'the folder was prepared anew'
     return _changed_files(path, masks)
 
+# %% ../nbs/01_dataset.ipynb #8f8f82b6
 def _open_packed(path, n):
     "The packed arrays when they are there and right; a warning when they are there and wrong."
     if not any((path/f).exists() for f in ('images.npy', 'masks.npy')): return None
@@ -489,8 +531,11 @@ def from_folders(cls:SegDataset,
 # %% ../nbs/01_dataset.ipynb #c52075e6
 @_cause
 def _off_by_one(f):
-    if set(f.bad) != {f.K}: return None
-    if f.space: return f"{f.K} is one more than the last class: give it a name, or, if it means void, say ignore_ids=({f.K},)."
+    if f.space and len(f.bad) > 1 and all(k - 1 in {0, *sum(f.space.ids, [])} - {*f.bad} for k in f.bad) and 0 not in f.good:
+        return "each of them is one more than an id that has a name, as if 1 had been added to every pixel; take it back."
+    if set(f.bad) != {f.K} or not f.plain or (f.K == 81 and not f.space): return None
+    first = '' if 0 in f.good else ", or, if ids start at 1, number the names so: dict(enumerate(names, 1))"
+    if f.space: return f"{f.K} is one more than the last class: give it a name, or, if it means void, say ignore_ids=({f.K},){first}."
     return (f"the id equals num_labels ({f.K}), so ids start at 1 or the background was not counted; "
             f"build the model with {f.K+1} labels, or subtract 1 from every id that is not {IGNORE}.")
 
@@ -543,14 +588,18 @@ def _augment(tfms, image, labels, key):
     return _checked(tfms, out, labels)
 
 # %% ../nbs/01_dataset.ipynb #811bed99
-def _foreign(tfms, image, labels, key):
-    "Any other callable: python's, numpy's and torch's generators are seeded around it, and put back."
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+@contextmanager
+def _own_random(seed=None):
+    "Python's, numpy's and torch's generators, seeded for a while and then put back."
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
-        try: return tfms(image=image.copy(), mask=labels.copy())
+        if seed is not None: random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+        try: yield
         finally: random.setstate(states[0]); np.random.set_state(states[1])
+
+def _foreign(tfms, image, labels, key):
+    "Any other callable: everything that it may draw from is seeded around it."
+    with _own_random(int(np.random.SeedSequence(key).generate_state(1)[0])): return tfms(image=image.copy(), mask=labels.copy())
 
 _tamed = set()
 def _tame_worker():
@@ -615,6 +664,8 @@ def collate(
     "Stack samples into a batch, without turning a byte."
     sizes = {tuple(s['labels'].shape) for s in samples}
     if len(sizes) > 1: raise ValueError(f"the photos of a batch have different sizes (H, W): {sorted(sizes)[:4]}; say size_hw=(256, 256), or use a batch size of 1.")
+    photo, size = tuple(samples[0]['pixel_values'].shape), sizes.pop()
+    if len(size) == 2 and photo[-2:] != size: raise LabelError(f"pixel_values have shape {photo} and labels {size}; wanted are (3,H,W) and (H,W) of one size.", 'size')
     batch = default_collate([{**s, 'pixel_values': s['pixel_values'].permute(1,2,0)} for s in samples])  # (B,H,W,3)
     return {**batch, 'pixel_values': batch['pixel_values'].permute(0,3,1,2)}                             # (B,3,H,W)
 
@@ -652,7 +703,8 @@ def show_batch(
     if isinstance(batch, SegDataset): batch, labels = collate([batch[i] for i in range(min(n, len(batch)))]), labels or batch.labels
     if labels is None: raise ValueError("show_batch needs the label space of the batch; pass ds.labels.")
     n, colors = min(n, len(batch['labels'])), _label_colors(labels)
-    fig, axes = plt.subplots(2, n, figsize=(2.1*n, 4.4), squeeze=False)
+    h, w = batch['labels'].shape[1:]
+    fig, axes = plt.subplots(2, n, figsize=(2.1*n, 4.2*min(h/w, 2) + .5), squeeze=False)
     for i in range(n):
         image, mask = batch['pixel_values'][i].permute(1,2,0).numpy(), batch['labels'][i].numpy()  # (H,W,3), (H,W)
         axes[0,i].imshow(image); axes[1,i].imshow(overlay(image, mask, colors=colors))
@@ -660,7 +712,7 @@ def show_batch(
     present = [i for i in np.unique(batch['labels'][:n]) if i < labels.num_labels]
     handles = [plt.Rectangle((0,0), 1, 1, color=colors[i]/255, label=labels.names[i]) for i in present if i]
     fig.legend(handles=handles, loc='lower center', ncol=6, fontsize=8, frameon=False)
-    fig.tight_layout(rect=(0, .07, 1, 1)); plt.close(fig)
+    fig.tight_layout(rect=(0, .3/fig.get_figheight(), 1, 1)); plt.close(fig)
     return fig
 
 # %% ../nbs/01_dataset.ipynb #be7b9d0a
@@ -702,25 +754,33 @@ def _bad_batch(x, fit, K, ignore, names):
     x, fit = x.reshape(-1, *x.shape[-2:]), fit.reshape(-1, *x.shape[-2:])
     wrong = np.flatnonzero(~fit.all((1,2)))
     bad, good = (dict(zip(*(a.tolist() for a in np.unique(x[keep], return_counts=True)))) for keep in (~fit, fit))
-    cause, why = explain_labels(bad, K, good, ignore, shape=x.shape)
+    cause, why = explain_labels(bad, K, good, ignore, shape=x.shape, steps=_stepped(sum(_ramps(np.clip(m, -1, 256)) for m in x)))
     first = x[wrong[0]][~fit[wrong[0]]]
     here = dict(zip(*(a.tolist() for a in np.unique(first, return_counts=True))))
     more = f" (and {len(wrong)-1} more images)" if len(wrong) > 1 else ''
     return LabelError(f"{_call(names, wrong[0])}{more} holds labels outside 0...{K-1}: {_list_ids(here)}; {why}", cause)
 
+# %% ../nbs/01_dataset.ipynb #05aaa5c0
+def _voc_greys(K):
+    "Brightness of the first K colours of Pascal VOC's palette, black left out; of more than 21, too many fit by chance."
+    bit = lambda c, k: sum(((c >> (3*j + k)) & 1) << (7 - j) for j in range(8))
+    rgb = np.array([[bit(c, k) for k in range(3)] for c in range(K)], np.uint8)
+    return {int(v) for v in cv2.cvtColor(rgb[None], cv2.COLOR_RGB2GRAY)[0]} - {0} if K <= 21 else set()
+
 # %% ../nbs/01_dataset.ipynb #2701ea99
 @_cause
 def _raw_category_ids(f):
-    if f.space or not all(k in _COCO80 for k in f.bad) or (f.K == 21 and set(f.bad) <= _voc_greys()): return None
-    seen = sorted(k for k in {*f.bad, *f.good} if 0 < k != IGNORE)
-    if not set(seen) <= set(_COCO80) or (f.K < 80 and seen[-1] - seen[0] == len(seen) - 1): return None
-    return f"these look like COCO's category ids, which have gaps and end at 90; map them first: label_space('coco80').encode(mask)."
+    if not f.plain or not f.seen <= {0, *_COCO80} or not set(f.bad) <= set(_COCO80) or set(f.bad) <= _voc_greys(f.K): return None
+    if f.K < 80 and len(f.seen) >= (max(f.bad) + 1)/2: return None  # hardly a gap: classes that were not counted
+    few = f"{max(f.bad)} is {_COCO80[max(f.bad)]!r}; " if f.space else ''
+    return (f"these look like COCO's category ids, which have gaps and end at 90; {few}"
+            + ("give labels=label_space('coco80'), or some of its classes." if f.space else "map them first: label_space('coco80').encode(mask)."))
 
 # %% ../nbs/01_dataset.ipynb #2b6e3cd3
 @_cause
 def _num_labels(f):
-    seen = {k for k in {*f.bad, *f.good} if k != IGNORE}
-    if f.space or not f.bad or min(f.bad) < 0 or max(f.bad) >= 150 or len(seen) < (max(f.bad) + 1)/2: return None
+    if not f.plain or not f.bad or min(f.bad) < 0 or max(f.bad) >= 150 or len(f.seen) < (max(f.bad) + 1)/2 or (f.steps or 0) > .15: return None
+    if f.space: return f"the masks count up to {max(f.bad)}, and {f.K} classes are named; name all {max(f.bad)+1}, or put those without a label into ignore_ids."
     return (f"the labels go up to {max(f.bad)} and the model has {f.K}{', which is the default of transformers' if f.K == 2 else ''}; "
             f"build it with num_labels={max(f.bad)+1}, or with an id2label that names 0 to {max(f.bad)} without a gap.")
 
@@ -742,31 +802,38 @@ def _padding(f):
     return (f"negative labels are another convention for 'no label' (torch's -100, OpenCV's or numpy's -1), while the loss ignores {f.ignore}; "
             f"pad with {IGNORE}; if it is 0 minus 1, subtract only where the mask is neither 0 nor {IGNORE}.")
 
+# %% ../nbs/01_dataset.ipynb #465d9f70
+@_cause
+def _grey_levels(f):
+    levels = sorted({*f.seen, IGNORE})
+    even = [round(IGNORE*k/(len(levels) - 1)) for k in range(len(levels))]
+    if IGNORE not in {*f.bad, *f.good} or not 2 < len(levels) < 17 or any(abs(a - b) > 1 for a,b in zip(levels, even)): return None
+    pairs = ', '.join(f"{v}: '...'" for v in levels)
+    return f"the ids are evenly spaced grey levels, made to be looked at; name each of them: LabelSpace.from_names({{{pairs}}})."
+
 # %% ../nbs/01_dataset.ipynb #05840bcc
 @_cause
 def _jpeg_mask(f):
-    near = lambda k: any(0 < abs(k - g) <= 24 for g in f.good)
-    top = max((g for g in f.good if g != IGNORE), default=0)
-    beyond = [k for k in f.bad if top < k < IGNORE-24]
-    if len(f.bad) < 3 or not all(map(near, f.bad)) or (IGNORE not in f.good and not beyond): return None
+    if len(f.bad) < 3 or not f.good: return None
+    right = np.array(sorted(f.good))
+    px = np.array([*f.bad.values()])
+    near = np.abs(np.array([*f.bad])[:,None] - right).min(1) <= 24
+    beyond = [k for k in f.bad if max(right[right < IGNORE], default=0) < k < IGNORE-24]
+    wide = np.diff(right).max(initial=0) > 100           # between ids so far apart, interpolation would spread evenly
+    if not (px[near].sum() > .8*px.sum() if wide else near.all() and beyond): return None
     return "many ids close to the right ones are what JPEG leaves along edges; save masks as PNG, and make these again from their source."
 
 @_cause
 def _interpolated(f):
-    if len(f.bad) < 3 or not f.good or not all(min(f.good) < k < max(f.good) for k in f.bad): return None
+    between = len(f.bad) > 2 and f.good and all(min(f.good) < k < max(f.good) for k in f.bad)
+    overshot = f.bad and min(f.bad) >= 0 and (f.steps or 0) > .15 and sum(f.bad.values()) < .3*sum(f.good.values())
+    if not (between or overshot): return None
     return "many ids that lie between the right ones are made by interpolation; resize and rotate masks with nearest (cv2.INTER_NEAREST_EXACT, PIL's NEAREST)."
-
-# %% ../nbs/01_dataset.ipynb #05aaa5c0
-def _voc_greys():
-    "Brightness of the 21 colours of Pascal VOC's palette."
-    bit = lambda c, k: sum(((c >> (3*j + k)) & 1) << (7 - j) for j in range(8))
-    rgb = np.array([[bit(c, k) for k in range(3)] for c in range(21)], np.uint8)
-    return {int(v) for v in cv2.cvtColor(rgb[None], cv2.COLOR_RGB2GRAY)[0]} - {0}
 
 # %% ../nbs/01_dataset.ipynb #6c7801b6
 @_cause
 def _palette_as_grey(f):
-    if not f.bad or not set(f.bad) <= _voc_greys(): return None
+    if not f.bad or not set(f.bad) <= _voc_greys(f.K): return None
     return "these are the brightnesses of Pascal VOC's colours: the mask was read as a grey picture; read its palette indices, np.array(PIL.Image.open(path))."
 
 @_cause
@@ -780,6 +847,12 @@ def _uint8_wrap(f):
     if not f.bad or not set(f.bad) <= {156, 254}: return None
     how = "254 is 255 - 1" if 254 in f.bad else "156 is -100"
     return f"{how} in bytes, which wrap round; reduce with np.where(mask == {IGNORE}, {IGNORE}, mask - 1), pad with {IGNORE}, or use a signed type first."
+
+# %% ../nbs/01_dataset.ipynb #2a115350
+@_cause
+def _too_large(f):
+    if not f.bad or min(f.bad) <= IGNORE: return None
+    return f"ids above {IGNORE} fit into no mask of bytes; renumber the classes from 0 (np.unique(mask, return_inverse=True) shows how), 254 of them at most."
 
 # %% ../nbs/01_dataset.ipynb #9b81c73e
 def _check_weights(weight, K):
@@ -920,12 +993,6 @@ def _mask_beside(ds, i):
     if size_hw != mask.shape: raise LabelError(f"photo {ds.stems[i]!r} is {size_hw} and its mask {mask.shape} (H, W); both must have one size.", 'size')
     return np.ascontiguousarray(mask)
 
-def _ramps(mask):
-    "(steps, changes): where three neighbours differ, and the middle one lies between the others. Interpolation makes such steps, drawing hardly ever."
-    m = mask[::4].astype(np.int16)
-    a, b, c = m[:,:-2], m[:,1:-1], m[:,2:]
-    return np.array([((a < b) & (b < c) | (a > b) & (b > c)).sum(), (a != c).sum()])
-
 def _progress(items, n, what):
     "A progress bar for people who look on, once it takes longer than a moment."
     import sys
@@ -949,37 +1016,79 @@ def check_dataset(
     start = time.perf_counter()
     total, ramps, seen = _scan(ds)
     strange = ~ds.labels.known & (total > 0)
-    if strange.any(): raise _strange_masks(ds, total, seen, strange)
+    if strange.any(): raise _strange_masks(ds, total, seen, strange, ramps)
     counts = class_counts(ds)
-    cause, why = _spoiled(ds.labels, counts, total)
+    cause, why = _spoiled(ds.labels, counts, set() if ds._prepared else set(np.flatnonzero(total)))
     if why: raise LabelError(f"{ds.path.name!r}, {len(ds)} masks: {why}", cause)
     if ds.tfms is not None: check_tfms(ds.tfms, ds.labels.num_labels, ds.raw(0)[1].shape)
-    return LabelReport(ds.labels, counts, len(ds), time.perf_counter() - start, _notes(ds.labels, counts, ramps))
+    return _report(ds.labels, counts, len(ds), time.perf_counter() - start, _doubts(ds, counts, total, ramps, seen))
 
 # %% ../nbs/01_dataset.ipynb #62eecec5
-def _strange_masks(ds, total, seen, strange):
+def _strange_masks(ds, total, seen, strange, ramps):
     "The error for values that the label space does not know, over a whole data set."
     wrong = np.flatnonzero(seen[:,strange].any(1))
     good, bad = ({int(v): int(total[v]) for v in np.flatnonzero((total > 0) & keep)} for keep in (~strange, strange))
-    cause, why = explain_labels(bad, ds.labels.num_labels, good, space=ds.labels)
+    cause, why = explain_labels(bad, ds.labels.num_labels, good, space=ds.labels, steps=_stepped(ramps))
     n = np.bincount(ds._read(int(wrong[0]))[1].ravel(), minlength=256)
     here = {int(v): int(n[v]) for v in np.flatnonzero((n > 0) & strange)}
     return LabelError(f"{len(wrong)} of {len(ds)} masks hold values that the label space does not know, the first is {ds.stems[wrong[0]]!r} with {_list_ids(here)}; {why}", cause)
 
-def _spoiled(labels, counts, total):
-    "Labels in range from which nothing, or not what was meant, can be learned."
+# %% ../nbs/01_dataset.ipynb #0561a5b6
+def _spoiled(labels, counts, values):
+    "(cause, sentence) when nothing, or not what was meant, can be learned from labels in range; (None, None) otherwise."
     if not counts[:-1].any(): return 'all_ignored', "not a single pixel has a label, all are ignore; look at the masks and at ignore_ids."
-    if labels.num_labels == 2 and labels.table[IGNORE] == IGNORE and not counts[1] and set(np.flatnonzero(total)) == {0, IGNORE}:
-        return 'binary', "the masks hold 0 and 255 only, so the object is ignored everywhere; if they are black and white, read them with LabelSpace.from_names({0: 'background', 255: 'object'})."
+    if labels.table[IGNORE] == IGNORE and values == {0, IGNORE} and labels.table[0] != IGNORE:
+        return 'binary', (f"the masks hold 0 ({counts[labels.table[0]]:,} px) and 255 ({counts[-1]:,} px) only, so the object is ignored everywhere; "
+                          "if they are black and white, read them with LabelSpace.from_names({0: 'background', 255: 'object'}).")
     return None, None
 
-def _notes(labels, counts, ramps):
-    "What is allowed and yet odd."
-    never, notes = [n for n,c in zip(labels.names, counts) if not c], []
-    if never: notes.append(f"{len(never)} classes never occur: {', '.join(never[:6])}{', ...' if never[6:] else ''}")
-    if ramps[1] > 100 and ramps[0] > .08*ramps[1]: notes.append(f"{ramps[0]/ramps[1]:.0%} of the edges rise in steps, as when masks are resized with interpolation; look at a mask closely")
-    if len(never) == 1 and not counts[labels.num_labels-1] and labels.num_labels > 2 and counts[-1]: notes.append("only the last class is missing, and there is ignore: were labels reduced once too often?")
-    return notes
+# %% ../nbs/01_dataset.ipynb #090ba00f
+def _doubts(ds, counts, total, ramps, seen):
+    "What is allowed and yet suspicious, in sentences."
+    K, doubts = ds.labels.num_labels, []
+    never = np.flatnonzero(counts[:-1] == 0)
+    if _stepped(ramps) > .08: doubts.append(f"{_stepped(ramps):.0%} of the edges rise in steps, as when masks are resized with interpolation; look at a mask closely")
+    if never.tolist() == [K-1] and K > 2 and counts[-1] and not ds._prepared: doubts.append("only the last class is missing, and there is ignore: were labels reduced once too often?")
+    gaps = [i for i in range(1, 80) if i not in _COCO80]
+    if K in (80, 81) and _Found(space=ds.labels, K=K).plain and (total[:K] > 0).sum() > 25 and not total[gaps].any():
+        doubts.append(f"none of the ids that COCO leaves out ({gaps[0]}, {gaps[1]}, ...) occurs: are these COCO's category ids? Then say labels=label_space('coco80')")
+    white = seen[:,IGNORE] & seen[:,0] & (seen.sum(1) == 2)
+    if K == 2 and ds.labels.table[IGNORE] == IGNORE and not ds._prepared and white.any() and counts[1] and not (seen[:,IGNORE] & seen[:,1]).any():
+        doubts.append(f"{white.sum()} of {len(ds)} masks hold 0 and 255 only (first {ds.stems[np.flatnonzero(white)[0]]!r}), the others 0 and 1: are some of them black and white?")
+    return doubts
+
+def _report(labels, counts, n, seconds, doubts):
+    "The report; what is suspicious is said aloud as well."
+    for d in doubts: warnings.warn(f"labels: {d}")
+    never = [name for name,c in zip(labels.names, counts) if not c]
+    rare = [f"{len(never)} classes never occur: {', '.join(never[:6])}{', ...' if never[6:] else ''}"] if never else []
+    return LabelReport(labels, counts, n, seconds, rare + doubts)
+
+# %% ../nbs/01_dataset.ipynb #6080e6eb
+def check_samples(
+    ds, # Any data set whose samples are dicts with `labels`, or pairs (pixel_values, labels)
+    labels:LabelSpace, # The label space of the model
+    most:int=200, # Look at so many of the samples, evenly spread
+)->LabelReport: # Counts over the samples that were looked at
+    "Look at the labels that a data set gives; raises `LabelError` at anything that would break or spoil the training."
+    start, K, counts = time.perf_counter(), labels.num_labels, np.zeros(257, np.int64)
+    which = np.unique(np.linspace(0, len(ds) - 1, min(most, len(ds))).astype(int)).tolist()
+    with _own_random():
+        for i in which: counts += _sample_counts(ds[i], K, f'{i} of the data set')
+    found = np.append(counts[:K], counts[IGNORE])
+    cause, why = _spoiled(labels, found, set(np.flatnonzero(counts)))
+    if why: raise LabelError(f"{len(which)} samples looked at: {why}", cause)
+    return _report(labels, found, len(which), time.perf_counter() - start, [])
+
+# %% ../nbs/01_dataset.ipynb #6810df99
+def _sample_counts(sample, K, name):
+    "Pixels of each label of one sample, after the check; a sample of ignore alone is none of its business."
+    y = sample['labels'] if hasattr(sample, 'keys') else sample[1]
+    if hasattr(y, 'convert'): y = np.array(y)  # a PIL image
+    try: check_labels(y, K, names=name)
+    except LabelError as e:
+        if e.cause != 'all_ignored': raise
+    return np.bincount(np.asarray(y).ravel(), minlength=257)
 
 # %% ../nbs/01_dataset.ipynb #e349bd56
 def class_weights(

@@ -7,7 +7,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'Segmenter', 'count_parameters', 'fr
            'weights_license', 'model_card', 'check_segmenter', 'count_flops']
 
 # %% ../nbs/lib/12_model.ipynb #86e1bcf9
-import contextlib, copy, glob, html, json, math, os, re, shutil, tempfile, warnings
+import contextlib, copy, difflib, glob, html, inspect, json, math, os, re, shutil, tempfile, warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ def _library(net):
         if cls.__module__.startswith('transformers.modeling_utils'): return 'transformers'
     return 'torch'
 
+# %% ../nbs/lib/12_model.ipynb #e61ae08b
 def _to_logits(out):
     "The (B,K,h,w) logits in whatever the net returned."
     if isinstance(out, torch.Tensor): return out
@@ -37,11 +38,13 @@ def _to_logits(out):
     get = out.get if isinstance(out, dict) else lambda k: getattr(out, k, None)
     for key in ('logits', 'out'):                                        # transformers', torchvision's
         if get(key) is not None: return get(key)
-    if get('masks_queries_logits') is not None:                          # Mask2Former's family: a class and a mask per query
-        classes = get('class_queries_logits').float().softmax(-1)[..., :-1]                # (B,Q,K)
-        masks = get('masks_queries_logits').float().sigmoid()                              # (B,Q,h,w)
-        return torch.einsum('bqk,bqhw->bkhw', classes, masks).clamp_min(1e-12).log()       # (B,K,h,w)
+    if get('masks_queries_logits') is not None: return _from_queries(get('class_queries_logits'), get('masks_queries_logits'))
     raise ValueError(f'The net returned a {type(out).__name__} without logits: wrap it so that it returns (B,K,H,W).')
+
+def _from_queries(classes, masks):
+    "Logits of a net that proposes masks with classes, the last of which means nothing."
+    classes, masks = classes.float().softmax(-1)[..., :-1], masks.float().sigmoid()        # (B,Q,K), (B,Q,h,w)
+    return torch.einsum('bqk,bqhw->bkhw', classes, masks).clamp_min(1e-12).log()           # (B,K,h,w)
 
 # %% ../nbs/lib/12_model.ipynb #b5a49c44
 _FIXED = 'beit', 'data2vec-vision', 'dpt', 'eomt', 'eomt_dinov3'         # their position tables know one size
@@ -58,6 +61,7 @@ def _needs(net):
     if config.model_type in _FIXED and side: return 1, 1, (side, side) if isinstance(side, int) else tuple(side)
     return 1, _LEAST.get(config.model_type, 32), None
 
+# %% ../nbs/lib/12_model.ipynb #01f88a4d
 def _num_outputs(net):
     "How many classes the net answers for, where it can be told without running it."
     if _library(net) == 'transformers': return net.config.num_labels
@@ -92,52 +96,8 @@ class Segmenter(nn.Module):
         self.size_hw = tuple(map(int, size_hw)) if size_hw is not None else None
         self.library, self.name, self.base_weights = _library(net), name or type(net).__name__, base_weights
         self.divisor, self.least, self.fixed_hw = _needs(net)
-        outputs = _num_outputs(net)
-        if outputs not in (None, self.num_labels):
-            raise ValueError(f'The net answers for {outputs} classes but {self.num_labels} are named: '
-                             'build it with this label space, or train a new head.')
+        _check_outputs(net, self.labels.num_labels)
         self._set_normalisation('cpu')
-
-    @property
-    def num_labels(self)->int: # K
-        "The number of classes."
-        return self.labels.num_labels
-
-    @property
-    def device(self)->torch.device: # of the normalisation, which moves with the net
-        "Where the net lives."
-        return self._mean.device
-
-    def _set_normalisation(self, device):
-        for k, v in (('_mean', self.mean), ('_std', self.std)):                            # in bytes, as photos come
-            self.register_buffer(k, (torch.tensor(v) * 255.).view(1, 3, 1, 1).to(device), persistent=False)
-
-    def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
-        self._set_normalisation(self._mean.device)                                         # stays float32 under .half()
-        return self
-
-    def normalize(self,
-        pixel_values:torch.Tensor, # (B,3,H,W) uint8 0…255, or float 0…1; (B,1,H,W) for grey
-    )->torch.Tensor: # (B,3,H,W) float32, mean 0 and deviation 1 where the photos are like ImageNet's
-        "Normalise on the device."
-        if pixel_values.ndim != 4 or pixel_values.shape[1] not in (1, 3):
-            raise ValueError(f'Images of shape {tuple(pixel_values.shape)} came where (B,3,H,W) was wanted: '
-                             'put the channels first and add the batch, or use predict, which takes photos as they are.')
-        x = pixel_values.float() * 255 if pixel_values.is_floating_point() else pixel_values.float()
-        return (x - self._mean) / self._std                                                # (B,3,H,W)
-
-    def _native(self, pixel_values):
-        "(B,K,h,w) float32 logits that cover the image, at the net's own resolution."
-        (H, W), x = pixel_values.shape[-2:], self.normalize(pixel_values)
-        least = max(self.least, 2 * self.divisor if self.training and len(x) == 1 else 1)  # BatchNorm needs two values
-        h, w = ((max(n, least) + self.divisor - 1) // self.divisor * self.divisor for n in (H, W))
-        padded = not self.fixed_hw and (h, w) != (H, W)
-        if self.fixed_hw and (H, W) != self.fixed_hw:
-            x = F.interpolate(x, self.fixed_hw, mode='bilinear', align_corners=False, antialias=True)
-        if padded: x = F.pad(x, (0, w - W, 0, h - H))                                      # (B,3,h,w)
-        logits = _to_logits(_call(self.net, x.to(_dtype(self.net)))).float()                      # (B,K,h/s,w/s)
-        return _resize(logits, (h, w))[..., :H, :W] if padded else logits
 
     def forward(self,
         pixel_values:torch.Tensor, # (B,3,H,W) uint8 0…255, or float 0…1
@@ -146,8 +106,75 @@ class Segmenter(nn.Module):
         "Logits at the input's size, or another."
         return _resize(self._native(pixel_values), size_hw or pixel_values.shape[-2:])     # (B,K,H,W)
 
-    def __repr__(self): return (f'Segmenter({self.name} from {self.library}, {self.num_labels} classes, '
-                                f'{count_parameters(self)/1e6:.1f} M parameters, on {self.device})')
+# %% ../nbs/lib/12_model.ipynb #ddb13d8f
+def _check_outputs(net, K):
+    "Refuse a net that answers for other classes than are named."
+    outputs = _num_outputs(net)
+    if outputs in (None, K): return
+    raise ValueError(f'The net answers for {outputs} classes but {K} are named: build it with this label space, or train a new head.')
+
+@patch
+def __repr__(self:Segmenter):
+    return f'Segmenter({self.name} from {self.library}, {self.num_labels} classes, {count_parameters(self)/1e6:.1f} M parameters, on {self.device})'
+
+# %% ../nbs/lib/12_model.ipynb #c5ebf6e1
+@patch(as_prop=True)
+def num_labels(self:Segmenter)->int: # K
+    "The number of classes."
+    return self.labels.num_labels
+
+@patch(as_prop=True)
+def device(self:Segmenter)->torch.device: # of the normalisation, which moves with the net
+    "Where the net lives."
+    return self._mean.device
+
+# %% ../nbs/lib/12_model.ipynb #582ebe8c
+@patch
+def normalize(self:Segmenter,
+    pixel_values:torch.Tensor, # (B,3,H,W) uint8 0…255, or float 0…1; (B,1,H,W) for grey
+)->torch.Tensor: # (B,3,H,W) float32, mean 0 and deviation 1 where the photos are like ImageNet's
+    "Normalise on the device."
+    if pixel_values.ndim != 4 or pixel_values.shape[1] not in (1, 3):
+        raise ValueError(f'Images of shape {tuple(pixel_values.shape)} came where (B,3,H,W) was wanted: '
+                         'put the channels first and add the batch, or use predict, which takes photos as they are.')
+    if pixel_values.is_floating_point(): _check_range(pixel_values)
+    x = pixel_values.float() * 255 if pixel_values.is_floating_point() else pixel_values.float()
+    return (x - self._mean) / self._std                                                    # (B,3,H,W)
+
+# %% ../nbs/lib/12_model.ipynb #0a96168e
+def _check_range(x):
+    "Refuse floats that are no 0…1, where looking costs nothing: on the CPU, in ordinary running."
+    if x.device.type != 'cpu' or torch.compiler.is_compiling() or not x.numel(): return
+    low, high = (v.item() for v in x.detach().aminmax())
+    if low < -.5 or high > 1.5:
+        raise ValueError(f'Float images with values {low:.3g}…{high:.3g} came where 0…1 was wanted: '
+                         'give bytes 0…255 as uint8, or divide by 255; do not normalise, the model does.')
+
+# %% ../nbs/lib/12_model.ipynb #6a3b6d35
+@patch
+def _set_normalisation(self:Segmenter, device):
+    for k, v in (('_mean', self.mean), ('_std', self.std)):                                # in bytes, as photos come
+        self.register_buffer(k, (torch.tensor(v) * 255.).view(1, 3, 1, 1).to(device), persistent=False)
+
+@patch
+def _apply(self:Segmenter, fn, recurse=True):
+    super(Segmenter, self)._apply(fn, recurse)
+    self._set_normalisation(self._mean.device)                                             # stays float32 under .half()
+    return self
+
+# %% ../nbs/lib/12_model.ipynb #16de5fa0
+@patch
+def _native(self:Segmenter, pixel_values):
+    "(B,K,h,w) float32 logits that cover the image, at the net's own resolution."
+    (H, W), x = pixel_values.shape[-2:], self.normalize(pixel_values)
+    least = max(self.least, 2 * self.divisor if self.training and len(x) == 1 else 1)      # BatchNorm needs two values
+    h, w = ((max(n, least) + self.divisor - 1) // self.divisor * self.divisor for n in (H, W))
+    padded = not self.fixed_hw and (h, w) != (H, W)
+    if self.fixed_hw and (H, W) != self.fixed_hw:
+        x = F.interpolate(x, self.fixed_hw, mode='bilinear', align_corners=False, antialias=True)
+    if padded: x = F.pad(x, (0, w - W, 0, h - H))                                          # (B,3,h,w)
+    logits = _to_logits(_call(self.net, x.to(_dtype(self.net)))).float()                   # (B,K,h/s,w/s)
+    return _resize(logits, (h, w))[..., :H, :W] if padded else logits
 
 # %% ../nbs/lib/12_model.ipynb #6cd9c778
 def _dtype(net): return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
@@ -167,22 +194,31 @@ def count_parameters(
 # %% ../nbs/lib/12_model.ipynb #8f749dac
 def _labels(labels): return labels if isinstance(labels, LabelSpace) else LabelSpace.from_names(list(labels))
 
-def _unreachable(what, exc):
+def _unreachable(what, exc, todo=None):
     "One sentence for weights that cannot be had."
-    return ConnectionError(f'{what} is no local folder and could not be fetched from the Hugging Face hub '
-                           f'({type(exc).__name__}): pass weights=None for random weights, or the path of a local copy.')
+    todo = todo or 'pass weights=None for random weights, or the path of a local copy'
+    return ConnectionError(f'{what} is no local folder and could not be fetched from the Hugging Face hub ({type(exc).__name__}): {todo}.')
+
+def _no_config(name):
+    "What to do when not even the configuration can be had."
+    import segmentation_models_pytorch as smp
+    from transformers import CONFIG_MAPPING
+    near = _near(name, [*smp.MODEL_ARCHITECTURES_MAPPING, *CONFIG_MAPPING])
+    if near: return f'pass the path of a local copy, or the name of an architecture{near}'
+    return 'pass the path of a local copy, or an architecture, such as unet or segformer, with weights=None for random weights'
 
 @contextlib.contextmanager
-def _told(what):
+def _told(what, todo=None):
     "Turn the hub's errors into one sentence."
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
     try: yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as e: raise _unreachable(what, e) from e
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as e: raise _unreachable(what, e, todo) from e
     except OSError as e:
         if any(s in str(e) for s in ("couldn't connect", 'not a local folder', 'does not appear to have', 'offline',
-                                     'Name or service', 'Max retries')): raise _unreachable(what, e) from e
+                                     'Name or service', 'Max retries')): raise _unreachable(what, e, todo) from e
         raise
 
+# %% ../nbs/lib/12_model.ipynb #bffe5f08
 def _read_weights(
     path, # a .safetensors file, or a .pth/.pt/.bin that torch.save wrote
 )->dict: # name -> tensor, on the CPU
@@ -216,16 +252,39 @@ def from_smp(
     archs, labels = smp.MODEL_ARCHITECTURES_MAPPING, _labels(labels)
     if arch.lower() not in archs:
         raise ValueError(f'smp has no architecture {arch!r}: choose one of {", ".join(sorted(archs))}.')
+    _check_smp(archs[arch.lower()], encoder_name, encoder_weights, kwargs)
     if arch.lower() == 'dpt': kwargs.setdefault('dynamic_img_size', True)
     state, named, base = _encoder_weights(encoder_name, encoder_weights)
     try:
         with _told(f'{encoder_weights!r} for encoder {encoder_name!r}'):
             net = smp.create_model(arch, encoder_name, encoder_weights=named, classes=labels.num_labels, **kwargs)
-    except KeyError as e: raise ValueError(f'{str(e.args[0]).rstrip(".")}: choose another encoder or weights.') from e
+    except KeyError as e: raise ValueError(f'{str(e.args[0]).split(", supported")[0].rstrip(".")}: {_near_encoder(encoder_name)}choose another encoder or weights.') from e
     except RuntimeError as e: raise ValueError(f'Encoder {encoder_name!r}: {e}; choose one that timm knows.') from e
     if state is not None: _load_into(net.encoder, state, encoder_weights)
     mean, std = _smp_stats(encoder_name, named)
     return Segmenter(net, labels, mean, std, size_hw, f'{type(net).__name__}-{encoder_name}', base)
+
+# %% ../nbs/lib/12_model.ipynb #be874e1f
+def _check_smp(cls, encoder, weights, kwargs):
+    "Refuse options that smp would ignore, or that do not fit a Segmenter."
+    known = {*inspect.signature(cls.__init__).parameters} - {'self', 'kwargs', 'classes'}
+    unknown = [k for k in kwargs if k not in known and not encoder.startswith('tu-')]       # those go on to timm
+    if unknown: raise ValueError(f'smp\'s {cls.__name__} has no option {unknown[0]!r}{_near(unknown[0], known)}: it takes {", ".join(sorted(known))}.')
+    if kwargs.get('in_channels', 3) != 3: raise ValueError(f'in_channels={kwargs["in_channels"]} came, but a Segmenter gives its net 3 channels, grey photos too: leave it out.')
+    if kwargs.get('activation'): raise ValueError(f'activation={kwargs["activation"]!r} came, but losses and argmax here want logits: leave it out.')
+    if weights is not None and os.path.isdir(str(weights)):
+        raise ValueError(f'weights={str(weights)!r} is a folder, and an encoder\'s weights are a file (.safetensors or .pth): '
+                         'to go on with a saved model give its folder as the name, build_model(folder, labels).')
+
+def _near(word, known):
+    "A guess at what was meant."
+    near = difflib.get_close_matches(str(word), sorted(known), 1)
+    return f' (did you mean {near[0]!r}?)' if near else ''
+
+def _near_encoder(encoder):
+    from segmentation_models_pytorch.encoders import encoders
+    near = difflib.get_close_matches(encoder, sorted(encoders), 3)
+    return f'perhaps {" or ".join(near)}; ' if near and encoder not in encoders else ''
 
 # %% ../nbs/lib/12_model.ipynb #bf209dcc
 def _encoder_weights(encoder, weights):
@@ -249,6 +308,7 @@ def _lite0(path):
     named = {k: v for k, (_, v) in zip(full, theirs)}
     return {f'model.{k}': v for k, v in named.items() if not k.startswith(('conv_head', 'bn2', 'classifier'))}
 
+# %% ../nbs/lib/12_model.ipynb #83a8453b
 def _smp_stats(encoder_name, weights):
     "(mean, std) an encoder was trained with; ImageNet's where nothing is said."
     if encoder_name.startswith('tu-'):
@@ -260,6 +320,7 @@ def _smp_stats(encoder_name, weights):
     p = get_preprocessing_params(encoder_name, weights)
     return p['mean'], p['std']
 
+# %% ../nbs/lib/12_model.ipynb #fe1abf52
 def _load_into(net, state, path):
     "Load a state dict strictly, with one sentence when it does not fit."
     own = net.state_dict()
@@ -286,14 +347,14 @@ def from_transformers(
     **kwargs, # to the configuration
 )->Segmenter: # on the CPU, in training mode
     "Build a semantic segmentation model of transformers."
-    from transformers import AutoConfig, CONFIG_MAPPING, PretrainedConfig
+    from transformers import CONFIG_MAPPING, PretrainedConfig
     labels, config = _labels(labels), name_or_config
     id2label = dict(enumerate(labels.names))
     told = dict(id2label=id2label, label2id={v: k for k, v in id2label.items()}, **kwargs)
     weights = None if weights is None else str(weights)
     if not isinstance(config, PretrainedConfig):
         if weights == 'auto': weights = None if str(config) in CONFIG_MAPPING else str(config)
-        if str(config) in CONFIG_MAPPING and weights is None: config = AutoConfig.for_model(str(config), **told)
+        if str(config) in CONFIG_MAPPING and weights is None: config = _new_config(str(config), told)
         else: config = _hub_config(weights if str(config) in CONFIG_MAPPING else str(config), told)
     else:
         weights, config = None if weights == 'auto' else weights, copy.deepcopy(config)
@@ -305,11 +366,22 @@ def from_transformers(
     return Segmenter(net, labels, mean, std, size_hw, config.model_type, _base(weights))
 
 # %% ../nbs/lib/12_model.ipynb #c2432d6f
+_NO_SEMANTICS = 'oneformer', 'detr', 'videomt'         # one wants a text, one answers with boxes, one takes a video
+_OPTIONS = {'beit': dict(out_indices=[3, 5, 7, 11])}   # transformers has no default where one is needed
+
+def _new_config(kind, told):
+    "A configuration from nothing; an option that it does not know is refused, where transformers would keep it and say nothing."
+    from transformers import AutoConfig
+    plain = AutoConfig.for_model(kind)
+    unknown = [k for k in told if k not in ('id2label', 'label2id') and not hasattr(plain, k)]
+    if unknown: raise ValueError(f'{kind} of transformers has no option {unknown[0]!r}{_near(unknown[0], plain.to_dict())}: see {type(plain).__name__}.')
+    return AutoConfig.for_model(kind, **_OPTIONS.get(kind, {}) | told)
+
 def _auto_class(config):
     "The class of transformers that segments with this configuration."
     from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
     for auto in (AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation):
-        if type(config) in auto._model_mapping and config.model_type != 'oneformer': return auto   # that one wants a text
+        if type(config) in auto._model_mapping and config.model_type not in _NO_SEMANTICS: return auto
     raise ValueError(f'transformers has no semantic segmentation model of type {config.model_type!r} that takes an image '
                      'alone: choose one such as segformer, upernet, dpt, beit or mobilevit.')
 
@@ -317,12 +389,13 @@ def _hub_config(name, told):
     "The configuration of a folder or a hub name; code that it points to is refused."
     from transformers import AutoConfig
     if os.path.isdir(name): _check_folder(Path(name))
-    with _told(repr(name)):
+    with _told(repr(name), _no_config(name)):
         try: return AutoConfig.from_pretrained(name, trust_remote_code=False, **told)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise ValueError(f'{name} is no model that transformers knows ({str(e).strip().splitlines()[0][:160]}): '
                              'give a model type, a folder with config.json, or a name on the hub.') from e
 
+# %% ../nbs/lib/12_model.ipynb #cf6bcf07
 def _strings(x, key=''):
     "(key, value) of every string in a nest."
     if isinstance(x, str): yield key, x
@@ -341,6 +414,7 @@ def _check_folder(folder):
                (v.startswith(('/', '~', '\\')) or re.match(r'[A-Za-z]:[\\/]', v) or '..' in re.split(r'[\\/]', v)):
                 raise ValueError(f'{folder/name} points outside its folder ({key}: {v!r}), which is refused: save the model again.')
 
+# %% ../nbs/lib/12_model.ipynb #22653988
 def _json(path):
     "The content of a JSON file."
     try: d = json.loads(Path(path).read_text(encoding='utf-8'))
@@ -359,6 +433,7 @@ def _no_model(folder):
     return FileNotFoundError(f'{folder} is no model folder: it has no config.json, but {found}; '
                              'give the folder that save_pretrained wrote, such as runs/<name>/best.')
 
+# %% ../nbs/lib/12_model.ipynb #683df4b7
 @contextlib.contextmanager
 def _quiet():
     "No progress bars and load reports from transformers: what matters is said in a sentence."
@@ -371,6 +446,7 @@ def _quiet():
         logging.set_verbosity(before)
         if bar: logging.enable_progress_bar()
 
+# %% ../nbs/lib/12_model.ipynb #78762983
 def _hub_net(config, weights, strict=False):
     "A net with weights read as safetensors, its head made anew where the classes differ."
     auto = _auto_class(config)
@@ -393,6 +469,7 @@ def _hub_net(config, weights, strict=False):
     if wrong: warnings.warn(f'{weights} was trained for other classes: {name(wrong)} start from random values and need training.')
     return net.train()
 
+# %% ../nbs/lib/12_model.ipynb #5b4c6c22
 def _processor_stats(weights):
     "(mean, std) from a checkpoint's own preprocessing; ImageNet's where nothing is said."
     from huggingface_hub import hf_hub_download
@@ -418,7 +495,8 @@ def build_model(
     name = str(name)
     family, _, rest = name.rpartition(':') if name.startswith(('smp:', 'transformers:')) else ('', '', name)
     if family == 'smp' or not family and rest.lower() in smp.MODEL_ARCHITECTURES_MAPPING and rest.lower() != 'segformer':
-        encoder = kwargs.pop('encoder', kwargs.pop('encoder_name', 'resnet34'))
+        usual = 'tu-vit_base_patch16_224.augreg_in21k' if rest.lower() == 'dpt' else 'resnet34'      # as smp itself has it
+        encoder = kwargs.pop('encoder', kwargs.pop('encoder_name', usual))
         return from_smp(rest, labels, encoder, 'imagenet' if weights == 'auto' else weights, size_hw=size_hw, **kwargs)
     if not family and os.path.isdir(rest): return _continue(_fetch(rest, None), _labels(labels), size_hw, **kwargs)
     if not family and rest == 'segformer' and weights == 'auto': weights = 'nvidia/mit-b0'
@@ -451,7 +529,7 @@ def _to_chw(image):
     else:
         if hasattr(image, 'convert'): image = image.convert('RGB')                         # PIL
         a = np.asarray(image)
-        x = torch.from_numpy(np.ascontiguousarray(a if a.ndim == 3 else a[..., None])).permute(2, 0, 1) \
+        x = torch.from_numpy(np.require(a if a.ndim == 3 else a[..., None], requirements='CW')).permute(2, 0, 1) \
             if a.ndim in (2, 3) else None
     if x is None or x.shape[0] not in (1, 3, 4) or 0 in x.shape:
         raise ValueError(f'An image of shape {tuple(np.shape(image))} came: wanted are arrays (H,W,3) or (H,W), '
@@ -463,6 +541,7 @@ def _to_chw(image):
                          'give uint8 0…255, or float 0…1.')
     return x.float()
 
+# %% ../nbs/lib/12_model.ipynb #ae4e7a03
 def _files(pattern):
     "The image files of a folder or pattern, sorted."
     p = Path(pattern)
@@ -471,6 +550,7 @@ def _files(pattern):
     if not files: raise FileNotFoundError(f'{pattern} holds no images ({", ".join(_SUFFIXES)}): check the folder or pattern.')
     return files
 
+# %% ../nbs/lib/12_model.ipynb #1f70a14e
 def _argmax_at(logits, size_hw):
     "(B,H,W) uint8 classes of logits brought to size_hw, one class plane at a time where that saves memory."
     B, K = logits.shape[:2]
@@ -485,6 +565,7 @@ def _argmax_at(logits, size_hw):
         torch.maximum(best, plane, out=best)
     return out
 
+# %% ../nbs/lib/12_model.ipynb #f9e54335
 def _batches(images, batch_size):
     "Images as (3,H,W) tensors, in runs of equal size and at most batch_size."
     batch = []
@@ -514,6 +595,7 @@ def _evaluating(net):
         with torch.inference_mode(): yield
     finally: net.train(was_training)
 
+# %% ../nbs/lib/12_model.ipynb #af31ef64
 @patch
 def predict(self:Segmenter,
     images, # path, PIL image, (H,W,3) array, (3,H,W) tensor; a list of these, a (B,3,H,W) tensor, a folder, a pattern
@@ -530,6 +612,7 @@ def predict(self:Segmenter,
                  for mask in _argmax_at(self._answer(batch), batch[0].shape[-2:]).cpu().numpy()]
     return masks[0] if one else masks
 
+# %% ../nbs/lib/12_model.ipynb #14f71c4a
 @patch
 def predict_logits(self:Segmenter,
     image, # path, PIL image, (H,W,3) array or (3,H,W) tensor
@@ -551,6 +634,7 @@ def to_dict(self:Segmenter)->dict: # plain values for JSON
                 name=self.name, labels=self.labels.to_dict(), mean=self.mean, std=self.std, size_hw=self.size_hw,
                 base_weights=self.base_weights, parameters=count_parameters(self))
 
+# %% ../nbs/lib/12_model.ipynb #54fe06e0
 def _write_net(segmenter, folder):
     "The net in its own library's format."
     net, folder = segmenter.net, Path(folder)
@@ -569,6 +653,7 @@ def _write_net(segmenter, folder):
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()},
                   folder/'model.safetensors', metadata={'format': 'pt'})
 
+# %% ../nbs/lib/12_model.ipynb #4f1fe462
 def _processor(segmenter):
     "preprocessor_config.json: what predict does, in the words of transformers' image processors."
     size = segmenter.fixed_hw or segmenter.size_hw
@@ -577,6 +662,7 @@ def _processor(segmenter):
                 resample=2, do_rescale=True, rescale_factor=1/255, do_normalize=True, image_mean=segmenter.mean,
                 image_std=segmenter.std, do_reduce_labels=False)
 
+# %% ../nbs/lib/12_model.ipynb #6d168d37
 @patch
 def save_pretrained(self:Segmenter,
     folder, # where to; made when missing, files of the same names are replaced
@@ -608,6 +694,7 @@ def _fetch(name, revision):
     with _told(repr(str(name))):
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=['*.json', '*.safetensors']))
 
+# %% ../nbs/lib/12_model.ipynb #4f13946f
 def _smp_net(folder, **kwargs):
     "The untrained net that an smp configuration describes."
     import segmentation_models_pytorch as smp
@@ -620,6 +707,7 @@ def _smp_net(folder, **kwargs):
     except (TypeError, ValueError, KeyError, RuntimeError) as e:
         raise ValueError(f'{folder/"config.json"} describes no net that smp can build ({e}): save the model again.') from e
 
+# %% ../nbs/lib/12_model.ipynb #eb2fb466
 def _read_net(folder, library):
     "The net of a folder, its weights from safetensors."
     if library == 'transformers': return _hub_net(_hub_config(str(folder), {}), str(folder), strict=True)
@@ -698,6 +786,7 @@ x = F.pad((x.float() - mean) / std, {pad})
 with torch.inference_mode(): logits = net(x)[..., :h, :w]                      # (1,K,h,w)
 mask = F.interpolate(logits, photo.shape[-2:], mode='bilinear').argmax(1)[0].numpy()   # (H,W) class indices'''
 
+# %% ../nbs/lib/12_model.ipynb #110a077e
 _PIPELINE_SNIPPET = '''import numpy as np
 from transformers import pipeline
 
@@ -705,10 +794,12 @@ segment = pipeline('image-segmentation', model='path/to/this/folder')
 index = segment.model.config.label2id
 mask = sum(index[part['label']] * (np.array(part['mask']) > 0) for part in segment('photo.jpg'))   # (H,W) class indices'''
 
+# %% ../nbs/lib/12_model.ipynb #29dc686c
 _SEGLAB_SNIPPET = '''from seglab.model import Segmenter
 
 mask = Segmenter.from_pretrained('path/to/this/folder').predict('photo.jpg')   # (H,W) class indices'''
 
+# %% ../nbs/lib/12_model.ipynb #fd59cb45
 def _snippet(segmenter):
     "Code that loads the saved model without seglab; None where that takes more than a few lines."
     s = segmenter
@@ -724,6 +815,7 @@ def _is_semantic(net):
     from transformers import AutoModelForSemanticSegmentation
     return type(net.config) in AutoModelForSemanticSegmentation._model_mapping
 
+# %% ../nbs/lib/12_model.ipynb #3baca069
 def _md(text):
     "A name that may hold anything, as plain text inside a Markdown table."
     text = html.escape(' '.join(str(text).split()), quote=False)
@@ -750,9 +842,8 @@ def model_card(
                          f'licence is {inherited.get("license_name", inherited["license"])}: leave license out.')
     scores, title, s = scores or {}, title or segmenter.name, segmenter
     data = data or 'a data set of your own'
-    means = {k: v for k, v in scores.items() if isinstance(v, (int, float)) and math.isfinite(v)}
-    results = [EvalResult(task_type='image-segmentation', dataset_type='custom', dataset_name=data, dataset_split=split,
-                          metric_type=k, metric_value=round(v, 6)) for k, v in means.items()]
+    results = [EvalResult(task_type='image-segmentation', dataset_type='custom', dataset_name=data, dataset_split=split, metric_type=k,
+                          metric_value=round(v, 6)) for k, v in scores.items() if isinstance(v, (int, float)) and math.isfinite(v)]
     library = dict(smp='segmentation-models-pytorch', transformers='transformers').get(s.library, 'pytorch')
     head = ModelCardData(library_name=library, pipeline_tag='image-segmentation', datasets=datasets,
                          base_model=s.base_weights if re.fullmatch(r'[\w.-]+/[\w.-]+', s.base_weights or '') else None,
@@ -767,6 +858,19 @@ def _card_body(s, scores, data, split, license, inherited, notes):
     size = f'{s.size_hw[0]}×{s.size_hw[1]}' if s.size_hw else 'their own size'
     yield f'Semantic segmentation into {s.num_labels} classes: {_md(s.name)} ({s.library}), ' \
           f'{count_parameters(s)/1e6:.2f} M parameters. Photos go in at {size}; masks come out at the photo\'s own size.'
+    yield from _card_scores(s, scores, data, split)
+    code = _snippet(s)
+    yield from ['', '## Use', '', *(['Without seglab:', '', '```python', *code.splitlines(), '```', ''] if code else []),
+                'With seglab:', '', '```python', *_SEGLAB_SNIPPET.splitlines(), '```', '',
+                'Photos are taken as stored; turn those with an EXIF orientation upright first (transformers\' pipeline does).']
+    yield from ['', '## Licence', '', _card_licence(s, license, inherited)]
+    yield from ['', '## Limits', '', 'It knows the classes above and photos like those it was trained on; the scores say nothing about '
+                'others. Do not rely on it where a wrong mask can harm someone.']
+    if notes: yield from ['', notes.strip()]
+
+# %% ../nbs/lib/12_model.ipynb #b3d880a4
+def _card_scores(s, scores, data, split):
+    "The lines with the scores and the classes."
     means = {k: v for k, v in scores.items() if isinstance(v, (int, float))}
     if means:
         yield from ['', '## Scores', '', f'On {_md(data)} ({_md(split)}). One confusion matrix over the whole set, summed, then '
@@ -776,21 +880,15 @@ def _card_body(s, scores, data, split, license, inherited, notes):
     yield from ['', '## Classes', '', '| index | class | IoU |' if iou else '| index | class |', '|---|---|---|' if iou else '|---|---|']
     for i, n in enumerate(s.labels.names): yield f'| {i} | {_md(n)} |' + (f' {_number(iou.get(n))} |' if iou else '')
     yield from ['', f'{IGNORE} in a mask means ignore. `seglab.json` holds the map from the data set\'s category ids.']
-    code = _snippet(s)
-    yield from ['', '## Use', '', *(['Without seglab:', '', '```python', *code.splitlines(), '```', ''] if code else []),
-                'With seglab:', '', '```python', *_SEGLAB_SNIPPET.splitlines(), '```', '',
-                'Photos are taken as stored; turn those with an EXIF orientation upright first (transformers\' pipeline does).']
-    yield from ['', '## Licence', '']
+
+def _card_licence(s, license, inherited):
+    "The sentence about the licence."
     base = f'The weights started from {_md(s.base_weights)}.' if s.base_weights else 'The weights started from random values.'
-    if 'license_name' in inherited: yield f'{base} Their licence ({inherited["license_link"]}) allows no commercial use and ' \
-                                          'covers this model too.'
-    elif inherited: yield f'{base} Their licence is {inherited["license"]}.'
-    elif license: yield f'{base} Licence of this model: {_md(license)}.'
-    elif s.base_weights: yield f'{base} Their own terms apply; no licence was chosen for this model yet.'
-    else: yield f'{base} No licence was chosen for this model yet.'
-    yield from ['', '## Limits', '', 'It knows the classes above and photos like those it was trained on; the scores say nothing about '
-                'others. Do not rely on it where a wrong mask can harm someone.']
-    if notes: yield from ['', notes.strip()]
+    if 'license_name' in inherited: return f'{base} Their licence ({inherited["license_link"]}) allows no commercial use and covers this model too.'
+    if inherited: return f'{base} Their licence is {inherited["license"]}.'
+    if license: return f'{base} Licence of this model: {_md(license)}.'
+    if s.base_weights: return f'{base} Their own terms apply; no licence was chosen for this model yet.'
+    return f'{base} No licence was chosen for this model yet.'
 
 # %% ../nbs/lib/12_model.ipynb #f04e65da
 def check_segmenter(
@@ -801,41 +899,55 @@ def check_segmenter(
     lr:float=5e-3, # AdamW's step size
 )->dict: # loss_before, loss_after, steps
     "Check the contract; a broken promise is an error that names it."
-    s, K = copy.deepcopy(segmenter), segmenter.num_labels
+    s = copy.deepcopy(segmenter)
     with _evaluating(s):
-        for hw in sizes:
-            x = torch.randint(0, 256, (2, 3, *hw), dtype=torch.uint8, device=s.device)
-            y = s(x)                                                                       # (2,K,H,W)
-            if y.shape != (2, K, *hw) or y.dtype != torch.float32:
-                raise ValueError(f'{s.name} answered {tuple(y.shape)} {y.dtype} for {hw}, wanted {(2, K, *hw)} float32.')
-            if not torch.equal(y, s(x)): raise ValueError(f'{s.name} answers differently the second time in evaluation.')
-            if not torch.allclose(y[:1], s(x[:1]), atol=1e-3): raise ValueError(f'{s.name} lets images of a batch see each other.')
-    x, labels = _two_images(K, size_hw, s.device)
+        for hw in sizes: _check_answers(s, hw)
+    x, labels = _two_images(s.num_labels, size_hw, s.device)
+    losses = _check_learning(s, x, labels, steps, lr)
+    if s.library != 'torch': _check_saving(s, x)
+    return dict(loss_before=losses[0], loss_after=losses[-1], steps=len(losses))
+
+# %% ../nbs/lib/12_model.ipynb #0227d231
+def _check_answers(s, hw):
+    "Shape, type and repeatability of the answer to images of one size."
+    x, K = torch.randint(0, 256, (2, 3, *hw), dtype=torch.uint8, device=s.device), s.num_labels
+    y = s(x)                                                                               # (2,K,H,W)
+    if y.shape != (2, K, *hw) or y.dtype != torch.float32:
+        raise ValueError(f'{s.name} answered {tuple(y.shape)} {y.dtype} for {hw}, wanted {(2, K, *hw)} float32.')
+    if not torch.equal(y, s(x)): raise ValueError(f'{s.name} answers differently the second time in evaluation.')
+    if not torch.allclose(y[:1], s(x[:1]), atol=1e-3): raise ValueError(f'{s.name} lets images of a batch see each other.')
+
+# %% ../nbs/lib/12_model.ipynb #e093875f
+def _check_learning(s, x, labels, steps, lr):
+    "Train on two images until the loss is halved; the losses."
     opt, losses = torch.optim.AdamW(s.train().parameters(), lr), []
     for step in range(steps):
-        losses.append(F.cross_entropy(s(x), labels))
+        loss = F.cross_entropy(s(x), labels)
+        losses.append(loss.item())
         opt.zero_grad()
-        losses[-1].backward()
+        loss.backward()
         still = [n for n, p in s.named_parameters() if p.requires_grad and p.grad is None]
         if still: raise ValueError(f'{s.name}: no gradient reaches {len(still)} parameters, such as {still[0]}.')
         opt.step()
-        if losses[-1] < losses[0] / 2: break
-    else: raise ValueError(f'{s.name} did not learn two images in {steps} steps (loss {losses[0]:.3f} → {losses[-1]:.3f}).')
-    if s.library != 'torch':
-        with tempfile.TemporaryDirectory() as d:
-            loaded = Segmenter.from_pretrained(s.save_pretrained(Path(d)/'model')).to(s.device)
-        with _evaluating(s):
-            a, b = s.net.state_dict(), loaded.net.state_dict()
-            if a.keys() != b.keys() or any(not torch.equal(v, b[k]) for k, v in a.items()) or \
-               not torch.allclose(s(x), loaded(x), atol=1e-5):                             # kernels round as memory is aligned
-                raise ValueError(f'{s.name} is not the same after saving and loading.')
-    return dict(loss_before=losses[0].item(), loss_after=losses[-1].item(), steps=len(losses))
+        if losses[-1] < losses[0] / 2: return losses
+    raise ValueError(f'{s.name} did not learn two images in {steps} steps (loss {losses[0]:.3f} → {losses[-1]:.3f}).')
 
+# %% ../nbs/lib/12_model.ipynb #472c849c
 def _two_images(K, size_hw, device):
     "(2,3,H,W) uint8 and (2,H,W) int64: stripes, each class in its own grey."
     labels = torch.arange(size_hw[1], device=device) * min(K, 4) // size_hw[1]
     labels = torch.stack([labels.expand(size_hw), labels.flip(0).expand(size_hw)])         # (2,H,W)
     return (labels * 80)[:, None].expand(-1, 3, -1, -1).to(torch.uint8), labels
+
+# %% ../nbs/lib/12_model.ipynb #52b1acdc
+def _check_saving(s, x):
+    "The same weights and logits after saving and loading."
+    with tempfile.TemporaryDirectory() as d: loaded = Segmenter.from_pretrained(s.save_pretrained(Path(d)/'model')).to(s.device)
+    with _evaluating(s):
+        a, b = s.net.state_dict(), loaded.net.state_dict()
+        same = a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+        if not same or not torch.allclose(s(x), loaded(x), atol=1e-5):                     # kernels round as memory is aligned
+            raise ValueError(f'{s.name} is not the same after saving and loading.')
 
 # %% ../nbs/lib/12_model.ipynb #0fc06888
 def count_flops(

@@ -29,6 +29,12 @@ def mask2former(names):
         backbone_config=SwinConfig(**SWIN), hidden_dim=32, mask_feature_size=32, feature_size=32, num_attention_heads=2,
         decoder_layers=2, encoder_layers=1, num_queries=5, dim_feedforward=16, encoder_feedforward_dim=16), names)
 
+def maskformer_config():
+    from transformers import DetrConfig, MaskFormerConfig, SwinConfig
+    decoder = DetrConfig(d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16, encoder_attention_heads=2,
+                         decoder_attention_heads=2, num_queries=5, use_pretrained_backbone=False, backbone=None)
+    return MaskFormerConfig(backbone_config=SwinConfig(**SWIN), decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32)
+
 FULL = {                                                       # the whole contract, learning and saving included
     'smp unet': lambda n: from_smp('unet', n, 'resnet18', None),
     'smp fpn': lambda n: from_smp('fpn', n, 'mobilenet_v2', None),
@@ -39,6 +45,8 @@ FULL = {                                                       # the whole contr
                                              neck_hidden_sizes=[8, 8, 16, 16, 16, 16, 32]),
     'upernet': upernet}
 SHAPES = {                                                     # any size in, that size out, and saved and loaded
+    'smp unetplusplus': lambda n: from_smp('unetplusplus', n, 'resnet18', None),
+    'smp deeplabv3': lambda n: from_smp('deeplabv3', n, 'resnet18', None),
     'smp linknet': lambda n: from_smp('linknet', n, 'resnet18', None),
     'smp manet': lambda n: from_smp('manet', n, 'resnet18', None),
     'smp pspnet': lambda n: from_smp('pspnet', n, 'resnet18', None),
@@ -52,6 +60,7 @@ SHAPES = {                                                     # any size in, th
                                        fusion_hidden_size=8, is_hybrid=False, **VIT),
     'mobilevitv2': lambda n: from_transformers('mobilevitv2', n, width_multiplier=.25),
     'mobilenet_v2': lambda n: from_transformers('mobilenet_v2', n, depth_multiplier=.25),
+    'maskformer': lambda n: from_transformers(maskformer_config(), n),
     'mask2former': mask2former}
 
 @pytest.fixture(autouse=True)
@@ -65,11 +74,15 @@ def test_contract(kind):
 def test_any_size_and_saved(kind, tmp_path):
     s = SHAPES[kind](NAMES).eval()
     loaded = Segmenter.from_pretrained(s.save_pretrained(tmp_path/'m'))
+    own, back = s.net.state_dict(), loaded.net.state_dict()
+    assert own.keys() == back.keys() and all(torch.equal(v, back[k]) for k, v in own.items())
+    assert (loaded.labels, loaded.mean, loaded.std, loaded.size_hw) == (s.labels, s.mean, s.std, s.size_hw)
     with torch.inference_mode():
-        for hw in ((1, 1), (33, 70), (200, 37), (64, 64)):
+        for hw in ((1, 1), (33, 70), (1000, 37), (64, 64)):
             x = torch.randint(0, 256, (2, 3, *hw), dtype=torch.uint8)
-            assert s(x).shape == (2, 3, *hw) and s(x).dtype == torch.float32
-            assert torch.allclose(s(x), loaded(x), atol=1e-5)
+            y = s(x)
+            assert y.shape == (2, 3, *hw) and y.dtype == torch.float32 and y.isfinite().all()
+            assert torch.allclose(y, loaded(x), atol=1e-5)
 
 def test_a_long_thin_photo():
     for s in (from_smp('unet', NAMES, 'resnet18', None), from_transformers('segformer', NAMES, **SEGFORMER)):
@@ -80,6 +93,78 @@ def test_float_and_bytes_and_grey_agree():
     x = torch.randint(0, 256, (2, 3, 40, 50), dtype=torch.uint8)
     assert torch.allclose(s(x), s(x / 255.), atol=1e-4)
     assert torch.equal(s(x[:, :1]), s(x[:, :1].expand(-1, 3, -1, -1)))
+
+def test_predict_takes_what_people_have(tmp_path):
+    s = from_transformers('segformer', NAMES, **SEGFORMER).eval()
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
+    grey, exif = rgb[..., 0], Image.Exif()
+    exif[274] = 6                                              # turn by a quarter; photos are taken as stored
+    Image.fromarray(rgb).save(tmp_path/'rgb.png'); Image.fromarray(grey).save(tmp_path/'grey.png')
+    Image.fromarray(rgb).save(tmp_path/'turned.png', exif=exif)
+    Image.fromarray(np.dstack([rgb, grey])).save(tmp_path/'alpha.png')
+    Image.fromarray(grey.astype(np.uint16)*257).save(tmp_path/'deep.png')
+    mask, grey_mask = s.predict(rgb), s.predict(np.stack([grey]*3, -1))
+    for same in ('rgb.png', 'turned.png', 'alpha.png'): assert (s.predict(tmp_path/same) == mask).all(), same
+    for same in (tmp_path/'grey.png', tmp_path/'deep.png', grey, grey[..., None], Image.fromarray(grey), torch.from_numpy(grey)):
+        assert (s.predict(same) == grey_mask).all(), same
+    for same in (np.dstack([rgb, grey]), Image.fromarray(rgb), Image.fromarray(np.dstack([rgb, grey])), rgb/255., (rgb/255.).astype(np.float32),
+                 torch.from_numpy(rgb).permute(2, 0, 1)/255, rgb[::-1][::-1]): assert (s.predict(same) == mask).all()
+    for batch in (np.stack([rgb]*3), [rgb]*3, (tmp_path/'rgb.png',)*3, [str(tmp_path/'rgb.png'), Image.fromarray(rgb), rgb],
+                  torch.from_numpy(np.stack([rgb]*3)).permute(0, 3, 1, 2)):
+        masks = s.predict(batch)
+        assert len(masks) == 3 and all((m == mask).all() for m in masks)
+    assert s.predict([]) == []
+    for wrong in (rgb.astype(np.float32), rgb.astype(int), (rgb/255. - .5)/.2, rgb[None, None], rgb[:0], 'nowhere.png', None, rgb[..., :2]):
+        with pytest.raises((ValueError, FileNotFoundError)) as e: s.predict(wrong)
+        assert len(str(e.value)) > 20
+
+def test_predict_warns_of_nothing(tmp_path):
+    s = from_transformers('segformer', NAMES, **SEGFORMER)
+    frozen = np.zeros((8, 9, 3), np.uint8)
+    frozen.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for image in (Image.fromarray(frozen), frozen, frozen[..., 0]): s.predict(image)
+
+def test_floats_out_of_range_are_refused():
+    s = from_smp('unet', NAMES, 'resnet18', None).eval()
+    for x in (torch.rand(1, 3, 32, 32)*255, torch.randn(1, 3, 32, 32)*2):
+        with pytest.raises(ValueError, match='0…1 was wanted'): s(x)
+    s(torch.rand(1, 3, 32, 32)*1.2 - .1)                       # bicubic resizing overshoots
+
+@pytest.mark.parametrize('name,options', [('unet', dict(encoder='tu-mobilenetv3_small_050')), ('manet', dict(encoder='resnet18')),
+    ('linknet', dict(encoder='mobilenet_v2')), ('smp:segformer', dict(encoder='resnet18')), ('transformers:segformer', SEGFORMER),
+    ('transformers:upernet', dict(hidden_size=16)), ('mobilenet_v2', dict(depth_multiplier=.25)), ('mobilevit', {})])
+def test_any_name(name, options):
+    s = build_model(name, NAMES, weights=None, **options).eval()
+    assert s.num_labels == 3 and s(torch.zeros(1, 3, 45, 70, dtype=torch.uint8)).shape == (1, 3, 45, 70)
+
+@pytest.mark.parametrize('call,words', [
+    (dict(name='unett'), "did you mean 'unet'"), (dict(name='nobody/nothing', weights=None), 'such as unet or segformer'),
+    (dict(name='unet', encoder='resnet43'), 'resnet34'), (dict(name='unet', encoder='tu-nothing', weights=None), 'timm'),
+    (dict(name='unet', weights=None, encoder_dept=3), "did you mean 'encoder_depth'"), (dict(name='unet', weights=None, in_channels=1), '3 channels'),
+    (dict(name='unet', weights=None, activation='softmax'), 'logits'), (dict(name='unet', weights='somewhere'), 'somewhere'),
+    (dict(name='segformer', weights=None, hiden_sizes=[1]), "did you mean 'hidden_sizes'"), (dict(name='bert', weights=None), 'segformer, upernet'),
+    (dict(name='detr', weights=None), 'segformer, upernet'), (dict(name='oneformer', weights=None), 'segformer, upernet'),
+    (dict(name='unet', weights='gone.pth'), 'does not exist'), (dict(name='segformer', weights='gone/away'), 'weights=None'),
+    (dict(name='unet'), 'weights=None'), (dict(name='unet', encoder='tu-mobilenetv3_small_050'), 'weights=None'), (dict(name='segformer'), 'weights=None')])
+def test_a_name_that_cannot_be_built_gets_a_sentence(call, words, monkeypatch, tmp_path):
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+    with pytest.raises((ValueError, OSError)) as e: build_model(labels=NAMES, **call)
+    assert words in str(e.value) and len(str(e.value)) < 600, str(e.value)
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('encoder', ['resnet18', 'tu-mobilenetv3_small_050'])
+def test_encoder_weights_from_a_local_file(encoder, suffix, tmp_path):
+    from safetensors.torch import save_file
+    state = from_smp('unet', NAMES, encoder, None).net.encoder.state_dict()
+    file = tmp_path/f'encoder{suffix}'
+    save_file(state, file) if suffix == '.safetensors' else torch.save(state, file)
+    s = build_model('fpn', NAMES, weights=file, encoder=encoder)
+    assert all(torch.equal(v, s.net.encoder.state_dict()[k]) for k, v in state.items())
+    assert s.base_weights == f'{encoder} (encoder{suffix})'
 
 @pytest.mark.parametrize('kind', ['smp unet', 'segformer'])
 def test_half_precision_and_channels_last(kind):
@@ -183,7 +268,7 @@ def balanced(s, image):
 def test_the_code_of_the_card_gives_the_same_mask_without_seglab(tmp_path):
     image, runs = photo(tmp_path/'photo.jpg', (150, 203)), []
     code = 'import sys, numpy as np\n'
-    for kind in ('smp unet', 'smp pan', 'segformer', 'upernet', 'beit'):
+    for kind in ('smp unet', 'smp fpn', 'smp deeplabv3plus', 'smp pan', 'segformer', 'upernet', 'dpt', 'beit'):
         for size_hw in (None, (64, 96)):
             net = (FULL | SHAPES)[kind](NAMES).net
             s = balanced(Segmenter(net, NAMES, (.4, .5, .6), (.2, .21, .22), size_hw).eval(), image)
@@ -198,3 +283,12 @@ def test_the_code_of_the_card_gives_the_same_mask_without_seglab(tmp_path):
         theirs = np.load(mask)
         assert ours.shape == theirs.shape == (150, 203) and len(np.unique(ours)) > 1, (kind, size_hw)
         assert (ours == theirs).all(), f'{kind} {size_hw}: {(ours != theirs).sum()} pixels differ'
+
+@pytest.mark.parametrize('page,result', [('02_unet', '02_unet_sample'), ('03_segformer', '03_segformer_sample')])
+def test_the_picture_on_top_of_a_chapter_is_of_the_run_below(page, result):
+    "The recorded picture, the figure printed beside it and the training further down must be one and the same."
+    nbs = Path(__file__).resolve().parents[1]/'nbs'
+    printed = ''.join(''.join(o.get('text', '')) for c in json.loads((nbs/f'{page}.ipynb').read_text())['cells'] for o in c.get('outputs', []))
+    top, run = re.search(r'mean IoU (0\.\d\d), background everywhere', printed), re.search(r'mean IoU (0\.\d{3}), background everywhere', printed)
+    recorded = json.loads((nbs/'results'/f'{result}.json').read_text())['mean_iou']
+    assert f'{recorded:.2f}' == top[1] and f'{recorded:.3f}' == run[1]
