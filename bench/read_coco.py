@@ -5,14 +5,16 @@
     python bench/read_coco.py --tiny
 
 The records of the given file are repeated, with new ids, until the file has the size asked for (0: as it is).
-Both end with annotations grouped by photo. Memory is the largest resident size minus that after the imports.
+Both end with annotations grouped by photo. Memory is the largest resident size minus that after the imports; on Linux from /proc, since getrusage hands a parent's peak down.
 """
 import argparse, datetime, json, os, platform, statistics, subprocess, sys, tempfile
 from pathlib import Path
 
 CHILD = '''
 import json, os, resource, sys, time
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
+def peak():
+    try: return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))/2**10
+    except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
 if sys.argv[1] == 'plain':
     from pycocotools.coco import COCO
     before, out = peak(), sys.stdout
@@ -65,7 +67,7 @@ def main():
     assert len({g['annotations'] for gs in got.values() for g in gs}) == 1
     med = {w: {k: statistics.median(g[k] for g in gs) for k in gs[0]} for w, gs in got.items()}
     ratios = {k: statistics.median(x[k]/max(y[k], 1e-9) for x, y in zip(got['plain'], got['seglab'])) for k in ('seconds', 'cpu', 'megabytes')}
-    print(f"{mb:.0f} MB, {med['plain']['annotations']:,} annotations; medians of {len(got['plain'])}\n\n{'':12}{'plain':>10}{'seglab':>10}{'ratio':>8}")
+    print(f"{mb:.0f} MB, {med['plain']['annotations']:,.0f} annotations; medians of {len(got['plain'])}\n\n{'':12}{'plain':>10}{'seglab':>10}{'ratio':>8}")
     for k in ratios: print(f"{k:12}{med['plain'][k]:10.2f}{med['seglab'][k]:10.2f}{ratios[k]:7.1f}x")
     print(json.dumps(dict(bench='read_coco', date=datetime.date.today().isoformat(), machine=platform.processor() or platform.machine(), cores=os.cpu_count(), python=platform.python_version(),
                           file_megabytes=round(mb), medians=med, ratios={k: round(v, 2) for k, v in ratios.items()})))
