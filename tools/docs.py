@@ -76,7 +76,7 @@ def mixed_cells(nbs):
         if '.ipynb_checkpoints' in path.parts: continue
         for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
             source = ''.join(cell['source'])
-            if cell['cell_type'] != 'code' or EXECUTED.search(source) or 'nbdev_export()' in source: continue
+            if cell['cell_type'] != 'code' or source.startswith('%%') or EXECUTED.search(source) or 'nbdev_export()' in source: continue
             lines = [line for line in source.splitlines() if not line.startswith(('%', '!', '#'))]
             nodes = [type(n) for n in ast.walk(ast.parse('\n'.join(lines)))]
             if {ast.Import, ast.ImportFrom} & set(nodes) and {ast.Expr, ast.Assign} & set(nodes):
