@@ -39,6 +39,18 @@ def is_noise(text):
     "Whether an API block says nothing to a reader: a private name, or a method whose words are Python's own."
     return '### ' in text and bool(PRIVATE_BLOCK.search(text) or INHERITED.search(text))
 
+def mend_table(text):
+    "Mark the columns of a DataFrame that hold words, so that they stand to the left and numbers to the right."
+    rows = [re.findall(r'<t[dh]>(.*?)</t[dh]>', row, re.S) for row in text.split('<tr')[1:]]
+    number = re.compile(r'[-+−]?[\d.,:e%×+-]*(?:nan|NaN|inf)?')
+    words = {i for i in range(1, max(map(len, rows), default=0)) if not all(number.fullmatch(r[i].strip()) for r in rows[1:] if len(r) == len(rows[0]))}
+    if not rows or any(len(r) != len(rows[0]) for r in rows): return text
+    out = []
+    for row in text.split('<tr'):
+        at = iter(range(len(rows[0])))
+        out.append(re.sub(r'<(t[dh])>', lambda m: f'<{m[1]} class="words">' if next(at) in words else m[0], row))
+    return '<tr'.join(out)
+
 def mend_notebook(path, depth, base):
     "Rename-proof one processed notebook: relative links, no output-file, mended API blocks."
     nb = json.loads(path.read_text(encoding='utf-8'))
@@ -52,6 +64,7 @@ def mend_notebook(path, depth, base):
             cell['outputs'] = [o for o in cell['outputs'] if not is_noise(''.join(o.get('data', {}).get('text/markdown', '')))]
         for out in cell.get('outputs', []):
             data = out.get('data', {})
+            if 'class="dataframe"' in ''.join(data.get('text/html', '')): data['text/html'] = mend_table(''.join(data['text/html']))
             if 'text/markdown' in data:
                 data['text/markdown'] = mend_api_block(''.join(data['text/markdown']), base).replace('@site/', up)
                 data.pop('text/plain', None)
