@@ -69,15 +69,22 @@ def ratios(a):
         out['evaluate'].append((seconds(bare), seconds(lambda: evaluate(net, ds, batch_size=8, device='cpu'))))
     return out
 
+def peak():
+    "Largest resident size of this process in MiB; on Linux from /proc, since getrusage hands a parent's peak down."
+    try: return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) / 2**10
+    except OSError:
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
+
 def peak_mib(n, k):
     "Peak memory in MiB, and seconds, of a fresh process that scores n masks and draws 200 bootstraps."
-    code = f"""import resource, sys, time; sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})
+    code = f"""import sys, time; sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})
 from evaluate import *
 labels, start = LabelSpace.from_names([f'c{{i}}' for i in range({k})]), time.perf_counter()
 e = evaluate_masks(masks({n}, {k}, 64), labels, boundary=False)
 took = time.perf_counter() - start
 bootstrap_ious([e.counts], {n}, {k}, n_boot=200)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != 'darwin' else 2**20), took, e.counts.nbytes / 2**20)"""
+print(peak(), took, e.counts.nbytes / 2**20)"""
     return [float(v) for v in subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.split()]
 
 def main():

@@ -83,7 +83,7 @@ def main():
     assert len({g['annotations'] for gs in got.values() for g in gs}) == 1
     med = {w: {k: statistics.median(g[k] for g in gs) for k in gs[0]} for w, gs in got.items()}
     ratios = {k: statistics.median(x[k]/max(y[k], 1e-9) for x, y in zip(got['plain'], got['seglab'])) for k in ('seconds', 'cpu', 'megabytes')}
-    print(f"{mb:.0f} MB, {med['plain']['annotations']:,} annotations; medians of {len(got['plain'])}\n\n{'':12}{'plain':>10}{'seglab':>10}{'ratio':>8}")
+    print(f"{mb:.0f} MB, {med['plain']['annotations']:,.0f} annotations; medians of {len(got['plain'])}\n\n{'':12}{'plain':>10}{'seglab':>10}{'ratio':>8}")
     for k in ratios: print(f"{k:12}{med['plain'][k]:10.2f}{med['seglab'][k]:10.2f}{ratios[k]:7.1f}x")
     print(json.dumps(dict(bench='read_coco', date=datetime.date.today().isoformat(), machine=machine(), cores=os.cpu_count(), versions=versions(),
                           file_megabytes=round(mb), medians=med, ratios={k: round(v, 2) for k, v in ratios.items()})))

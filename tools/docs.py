@@ -4,7 +4,7 @@
 nbdev processes the notebooks (API blocks, links between symbols), smalldocs renders them. Where Quarto is installed,
 `nbdev_docs` builds the same pages from the same configuration.
 """
-import json, re, shutil, subprocess, sys
+import ast, json, re, shutil, subprocess, sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -14,9 +14,13 @@ from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
+EXECUTED = re.compile(r'^\s*#\s*\|\s*(?:exports?|exporti|exec_doc|eval:\s*false)\b', re.M)
 NUMBER = re.compile(r'^\d+_')
 NOTEBOOK_LINK = re.compile(r'(\]\((?:\.\./|[\w-]+/)*)\d+_([\w-]+\.ipynb)')
-PRIVATE_LINK = re.compile(r'\[(`(?:\w+\.)*_\w+`)\]\([^)]*\)')   # the site has no block for a private name
+PRIVATE_LINK = re.compile(r'\[(`(?:\w+\.)*_\w+(?:\.\w+)*`)\]\([^)]*\)')   # the site has no block for a private name
+PRIVATE_BLOCK = re.compile(r'^#+ (?:\w+\.)*_(?!_)\w*', re.M)
+INHERITED = re.compile(r'^\*(?:Return repr\(self\)|Return hash\(self\)|Return self==value|Helper for pickle)\.\*', re.M)
+WEB_FONT = re.compile(r'@import url\([^)]*fonts\.googleapis\.com[^)]*\);?')
 SIGNATURE_LINK = re.compile(r'\[([^\]]*)\]\([^)]*\)')
 
 def page_name(path): return path.with_name(NUMBER.sub('', path.name))
@@ -31,6 +35,22 @@ def mend_api_block(text, base):
         out.append(line)
     return PRIVATE_LINK.sub(r'\1', ''.join(out)).replace(base + '/', '@site/')
 
+def is_noise(text):
+    "Whether an API block says nothing to a reader: a private name, or a method whose words are Python's own."
+    return '### ' in text and bool(PRIVATE_BLOCK.search(text) or INHERITED.search(text))
+
+def mend_table(text):
+    "Mark the columns of a DataFrame that hold words, so that they stand to the left and numbers to the right."
+    rows = [re.findall(r'<t[dh]>(.*?)</t[dh]>', row, re.S) for row in text.split('<tr')[1:]]
+    number = re.compile(r'[-+−]?[\d.,:e%×+-]*(?:nan|NaN|inf)?')
+    words = {i for i in range(1, max(map(len, rows), default=0)) if not all(number.fullmatch(r[i].strip()) for r in rows[1:] if len(r) == len(rows[0]))}
+    if not rows or any(len(r) != len(rows[0]) for r in rows): return text
+    out = []
+    for row in text.split('<tr'):
+        at = iter(range(len(rows[0])))
+        out.append(re.sub(r'<(t[dh])>', lambda m: f'<{m[1]} class="words">' if next(at) in words else m[0], row))
+    return '<tr'.join(out)
+
 def mend_notebook(path, depth, base):
     "Rename-proof one processed notebook: relative links, no output-file, mended API blocks."
     nb = json.loads(path.read_text(encoding='utf-8'))
@@ -40,8 +60,11 @@ def mend_notebook(path, depth, base):
         if cell['cell_type'] == 'raw' or source.startswith('---'): source = re.sub(r'^output-file:.*\n', '', source, flags=re.M)
         if cell['cell_type'] == 'markdown': source = PRIVATE_LINK.sub(r'\1', NOTEBOOK_LINK.sub(r'\1\2', source.replace(base + '/', up)))
         cell['source'] = source
+        if cell.get('outputs') and source.lstrip().startswith('#|') and 'show_doc(' in source:
+            cell['outputs'] = [o for o in cell['outputs'] if not is_noise(''.join(o.get('data', {}).get('text/markdown', '')))]
         for out in cell.get('outputs', []):
             data = out.get('data', {})
+            if 'class="dataframe"' in ''.join(data.get('text/html', '')): data['text/html'] = mend_table(''.join(data['text/html']))
             if 'text/markdown' in data:
                 data['text/markdown'] = mend_api_block(''.join(data['text/markdown']), base).replace('@site/', up)
                 data.pop('text/plain', None)
@@ -57,6 +80,25 @@ def mend_configuration(cache):
         for page in section['contents']:
             if '://' not in page['href']: page['href'] = page_name(Path(page['href'])).as_posix()
     sidebar.write_text(yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True), encoding='utf-8')
+
+def mixed_cells(nbs):
+    """Every cell that would run for the docs although only its imports are wanted, as (notebook, first line).
+    nbdev runs each cell with an import in it, and warns where something else stands beside."""
+    found = []
+    for path in sorted(nbs.rglob('*.ipynb')):
+        if '.ipynb_checkpoints' in path.parts: continue
+        for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+            source = ''.join(cell['source'])
+            if cell['cell_type'] != 'code' or source.startswith('%%') or EXECUTED.search(source) or 'nbdev_export()' in source: continue
+            lines = [line for line in source.splitlines() if not line.startswith(('%', '!', '#'))]
+            nodes = [type(n) for n in ast.walk(ast.parse('\n'.join(lines)))]
+            if {ast.Import, ast.ImportFrom} & set(nodes) and {ast.Expr, ast.Assign} & set(nodes):
+                found.append((path.relative_to(nbs).as_posix(), next(line for line in lines if line.strip())))
+    return found
+
+def keep_fonts_at_home(site):
+    "Take the theme's web font out: the page then asks no other host for it, and looks the same without a network."
+    for css in site.rglob('themes/*.css'): css.write_text(WEB_FONT.sub('', css.read_text(encoding='utf-8')), encoding='utf-8')
 
 class Links(HTMLParser):
     "The ids and the links of one page."
@@ -88,6 +130,9 @@ def broken_links(site):
 
 def main():
     cfg = get_config()
+    mixed = mixed_cells(cfg.nbs_path)
+    for name, line in mixed: print(f'docs: {name}: an import and other code in one cell, split it: {line}', file=sys.stderr)
+    if mixed: sys.exit(f'docs: {len(mixed)} cells to split')
     refresh_quarto_yml()
     _build_modidx()
     cache = proc_nbs(force=True)
@@ -98,6 +143,7 @@ def main():
     if done.returncode: sys.exit('docs: smalldocs found the faults above')
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
     shutil.move(cache/cfg.doc_path.name, cfg.doc_path)
+    keep_fonts_at_home(cfg.doc_path)
     bad = broken_links(cfg.doc_path.resolve())
     for page, link in bad: print(f'docs: {page}: broken link {link}', file=sys.stderr)
     if bad: sys.exit(f'docs: {len(bad)} broken links')

@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Write README.md (and its pictures) from nbs/index.ipynb; with --check, only say whether they are in step."""
 import base64, html, re, sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 from execnb.nbio import read_nb
@@ -26,6 +27,25 @@ def options(source):
         opts[key.strip()] = value.strip().strip('"')
     return opts, '\n'.join(lines).strip('\n')
 
+class Rows(HTMLParser):
+    "The rows of an HTML table as lists of cell texts; the index column of a DataFrame left out."
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.cell = [], None
+        self.feed(text)
+    def handle_starttag(self, tag, attrs):
+        if tag == 'tr': self.rows.append([])
+        elif tag in ('td', 'th'): self.cell = ''
+    def handle_data(self, data):
+        if self.cell is not None: self.cell += data
+    def handle_endtag(self, tag):
+        if tag in ('td', 'th'): self.rows[-1].append(' '.join(self.cell.split()).replace('|', '\\|')); self.cell = None
+
+def table(text):
+    "A DataFrame's HTML as a table of GitHub's: its own styles would be shown as text there."
+    head, *rows = [row[1:] for row in Rows(text).rows]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [head, [':---']*len(head), *rows])
+
 def output(out, opts, pictures):
     "Markdown of one saved output; pictures are collected in `pictures`."
     data = out.get('data', {})
@@ -36,6 +56,7 @@ def output(out, opts, pictures):
         pictures[name] = base64.b64decode(joined(data['image/png']))
         return f'<img src="{name}" alt="{html.escape(opts.get("fig-alt", "picture"), quote=True)}">'
     if 'text/markdown' in data: return joined(data['text/markdown'])
+    if 'class="dataframe"' in joined(data.get('text/html', '')): return table(joined(data['text/html']))
     if 'text/html' in data: return joined(data['text/html'])
     if 'text/plain' in data: return '```\n' + joined(data['text/plain']) + '\n```'
     return ''
