@@ -517,7 +517,7 @@ def _read_on(url, file, tag, size, timeout, bar):
         mark = answer.headers.get('ETag', '')
         if mark and not mark.startswith('W/'): tag.write_text(mark)
         else: tag.unlink(missing_ok=True)
-        while block := answer.read(1 << 18):
+        while block := answer.read1(1 << 18):  # what has come, not waiting for more: a kill loses little
             if file.seek(0, os.SEEK_END) + len(block) > size: raise ValueError(f"{url} sends more than the {size} bytes of the file we know; try another base_url")
             file.write(block)
             bar.update(len(block))

@@ -17,7 +17,7 @@ def write_notebook(path, *cells):
 def gate(tree, *names):
     "Run gates in a tree; exit status and what was printed."
     env = {**os.environ, 'PYTHONPATH': str(tree)}
-    done = subprocess.run([sys.executable, 'tools/gates.py', *names], cwd=tree, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, 'tools/gates.py', *names], cwd=tree, env=env, capture_output=True, text=True, timeout=900)
     return done.returncode, done.stderr + done.stdout
 
 @pytest.fixture
