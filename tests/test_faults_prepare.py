@@ -126,6 +126,45 @@ def test_killed_while_packing(coco, tmp_path):
     assert digest(out) == digest(tmp_path/'wanted')
 
 
+@pytest.mark.parametrize('k', [0, 7])
+def test_what_a_killed_process_left_is_swept(coco, wanted, tmp_path, monkeypatch, k):
+    "A half-written file, a journal's line cut short, a journal that names files which are gone."
+    out, writes, write = tmp_path/'out', [0], masks.write_atomic
+
+    def ends(path, data):
+        writes[0] += 1
+        if writes[0] > 60: raise KeyboardInterrupt
+        write(path, data)
+    monkeypatch.setattr(masks, 'write_atomic', ends)
+    with pytest.raises(KeyboardInterrupt): prepare(*coco, out, size=64, workers=1)
+    monkeypatch.undo()
+    for folder in (out, out/'images', out/'masks'): (folder/'.tmp-0123-4').write_bytes(b'half')
+    lines = (out/'.journal').read_bytes().splitlines(keepends=True)
+    assert len(lines) > 8
+    (out/'.journal').write_bytes(b''.join(lines[:-1]) + lines[-1][:len(lines[-1])//2])
+    sorted((out/'masks').glob('*.png'))[k].unlink()
+    prepare(*coco, out, size=64, workers=1)
+    assert digest(out) == wanted
+
+
+def test_a_finished_folder_that_lost_a_file_is_made_whole(coco, wanted, tmp_path):
+    prepare(*coco, tmp_path/'out', size=64, workers=1)
+    sorted((tmp_path/'out'/'masks').glob('*.png'))[3].unlink()
+    prepare(*coco, tmp_path/'out', size=64, workers=1)
+    assert digest(tmp_path/'out') == wanted
+
+
+def test_a_file_is_old_or_whole(tmp_path, monkeypatch):
+    "Ended just before the new file takes its place."
+    masks.write_atomic(tmp_path/'f', b'old')
+
+    def ends(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(masks.os, 'replace', ends)
+    with pytest.raises(KeyboardInterrupt): masks.write_atomic(tmp_path/'f', b'new')
+    monkeypatch.undo()
+    assert (tmp_path/'f').read_bytes() == b'old' and [p.name for p in tmp_path.iterdir()] == ['f']
+
+
 @posix
 def test_a_worker_killed_by_the_system(coco, wanted, tmp_path):
     if not Path('/proc/self/task').exists(): pytest.skip('this system does not tell the children of a process')
@@ -185,7 +224,7 @@ def test_a_read_only_folder(coco, tmp_path):
         small.chmod(0o555)
         if os.access(small, os.W_OK): pytest.skip('may neither mount nor be kept from writing')
     try:
-        with pytest.raises(OSError, match='Read-only|Permission'): prepare(*coco, small/'out', size=64, workers=1)
+        with pytest.raises(OSError, match='cannot be written to .*(Read-only|Permission).*choose a folder of your own'): prepare(*coco, small/'out', size=64, workers=1)
         assert not list(small.iterdir())
     finally: subprocess.run(['umount', '-l', small], capture_output=True)
 
