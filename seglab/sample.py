@@ -653,6 +653,7 @@ def fetch_coco(
     splits = [s for s in zips if s != 'annotations']
     if split not in splits: raise ValueError(f"no split {split!r}; choose one of {', '.join(splits)}")
     if not base_url.startswith(('http://', 'https://')): raise ValueError(f"base_url is {base_url!r}; wanted an http:// or https:// address")
+    if path.is_file(): raise ValueError(f'{path.name!r} is a file: give the name of a folder')
     path.mkdir(parents=True, exist_ok=True)
     photos = path/split
     there = {split: photos.is_dir() and sum(1 for _ in os.scandir(photos)) >= zips[split].holds,

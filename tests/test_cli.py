@@ -93,7 +93,9 @@ def test_the_installed_scripts_are_these():
 
 @pytest.mark.parametrize('command, args, said', [
     ('seglab_prepare', ['a.json'], 'required: IMAGES, OUT'),
-    ('seglab_prepare', ['a.json', 'b', 'c', '--sise', '3'], '--sise'),
+    ('seglab_prepare', ['a.json', 'b', 'c', '--sise', '3'], '--sise 3 (did you mean --size?'),
+    ('seglab_train', ['a', 'b', '--batchsize', '3'], 'did you mean --batch_size?'),
+    ('seglab_demo', [], 'required: OUT'),
     ('seglab_prepare', ['a.json', 'b', 'c', '--n_images', 'many'], "'many'"),
     ('seglab_prepare', ['a.json', '.', 'c', '--size', 'big'], '360x480'),
     ('seglab_prepare', ['nothing.json', '.', 'c'], 'nothing.json'),
@@ -103,6 +105,7 @@ def test_the_installed_scripts_are_these():
     ('seglab_share', ['nothing'], 'nothing'),
     ('seglab_share', ['.', '--to', 'ftp'], 'ftp'),
     ('seglab_fetch', ['val1999', 'out'], 'val1999'),
+    ('seglab_fetch', ['val2017', __file__], 'is a file'),
     ('seglab_demo', ['out', '--coco', 'nothing'], 'nothing'),
     ('seglab_help', ['me'], 'me'),
 ])
