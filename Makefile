@@ -6,7 +6,7 @@ OUT ?= demo
 
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help demo test docs readme gates lab clean-all
+.PHONY: help demo test docs readme gpu lab clean-all
 help:    ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
@@ -34,6 +34,9 @@ docs: $(VENV)/.dev    ## build the site into _docs/ and check its links
 
 readme: $(VENV)/.dev    ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
+
+gpu: $(VENV)/.dev    ## all that only a GPU can show; GPU='camvid_unet --camvid DIR' for one part (see bench/gpu.py)
+	$(BIN)/python bench/gpu.py $(GPU)
 
 lab: $(VENV)/.dev    ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

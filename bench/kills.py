@@ -3,11 +3,11 @@
 
     python bench/kills.py [--n 100] [--seed 0] [--only prepare,fetch] [--tiny]
 
-Each round starts a command in a process of its own, ends it at a random moment by SIGKILL or SIGTERM (up to three times), and lets
-it run to its end. Compared are bytes: of every file for prepare and fetch; of masks and counts for compare; for fit the weights,
+Each round starts a command in a process of its own (forked from one that has done the imports, which is most of a short run), ends
+it at a random moment by SIGKILL or SIGTERM (up to three times), and lets it run to its end. Compared are bytes: of every file for prepare and fetch; of masks and counts for compare; for fit the weights,
 the history but for the clock, and the scores. A round that was over before the kill came is counted apart.
 """
-import argparse, hashlib, json, os, platform, random, signal, subprocess, sys, tempfile, threading, time
+import argparse, hashlib, json, os, platform, random, select, shutil, signal, subprocess, sys, tempfile, threading, time, traceback
 from datetime import date
 from pathlib import Path
 
@@ -99,27 +99,66 @@ def make_home(home, n):
     (home/'url').write_text(server.url)
     (home/'zips.json').write_text(json.dumps({k: [v.address, v.size, v.sha256, 60 if k == 'toy' else 5] for k, v in zips.items()}))
 
-def start(what, home, out):
-    "The command in a process group of its own, once its imports are done."
-    p = subprocess.Popen([sys.executable, __file__, '--do', what, str(home), str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert p.stdout.readline() == 'go\n', p.communicate()[1][-2000:]
-    return p
+def nursery():
+    "A process that has done the imports and forks one child for each line it reads: says its id, then its exit status."
+    answers = os.fdopen(os.dup(1), 'w', buffering=1)
+    os.dup2(2, 1)  # what libraries print is no answer
+    import seglab.compare, seglab.masks, seglab.sample, seglab.train, transformers.trainer
+    print('ready', file=answers)
+    for line in sys.stdin:
+        what, home, out, said = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            for fd in (1, 2): os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
+            code = 1
+            try:
+                globals()[f'do_{what}'](Path(home), Path(out))
+                code = 0
+            except BaseException: traceback.print_exc()
+            finally:
+                sys.stdout.flush(); sys.stderr.flush()
+                os._exit(code)
+        print(pid, file=answers)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers)
 
-def finish(p, limit=600):
-    "Wait for the process and for its whole group; its exit status and what it said."
-    err, end = p.communicate(timeout=limit)[1], time.monotonic() + 30
-    while time.monotonic() < end:
-        try: os.killpg(p.pid, 0)
-        except ProcessLookupError: return p.returncode, err
-        time.sleep(.01)
-    raise AssertionError('a worker goes on alone')
+class Command:
+    "A command at work in a process group of its own."
+    mother = None
+
+    def __init__(self, what, home, out):
+        if Command.mother is None:
+            Command.mother = subprocess.Popen([sys.executable, __file__, '--nursery'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            assert Command.mother.stdout.readline() == 'ready\n', 'the imports failed'
+        self.said = home/'said.txt'
+        self.said.unlink(missing_ok=True)
+        Command.mother.stdin.write(json.dumps([what, str(home), str(out), str(self.said)]) + '\n')
+        Command.mother.stdin.flush()
+        self.pid = int(Command.mother.stdout.readline())
+
+    def ended(self):
+        "Has it ended by itself so far?"
+        return bool(select.select([Command.mother.stdout], [], [], 0)[0])
+
+    def kill(self, sig):
+        try: os.kill(self.pid, sig)
+        except ProcessLookupError: pass
+
+    def finish(self, limit=30):
+        "Wait for the process, and so many seconds for the rest of its group; its exit status and what it said."
+        code, end = int(Command.mother.stdout.readline()), time.monotonic() + limit
+        while time.monotonic() < end:
+            try: os.killpg(self.pid, 0)
+            except ProcessLookupError: return code, self.said.read_text() if self.said.exists() else ''
+            time.sleep(.01)
+        raise AssertionError('a worker goes on alone')
 
 def undisturbed(what, home):
     "The result to be equal to, and the seconds it took."
     out = home/f'{what}-whole'
-    p = start(what, home, out)
     t = time.monotonic()
-    code, err = finish(p)
+    code, err = Command(what, home, out).finish()
     assert code == 0, err[-2000:]
     return globals()[f'of_{what}'](out), time.monotonic() - t
 
@@ -127,18 +166,17 @@ def attack(what, home, seed, whole, seconds):
     "One round: killed at random moments, then run to its end. (kills that hit, is the result equal?, what was wrong)"
     rng, out, hits = random.Random(f'{what} {seed}'), home/f'{what}-{seed}', 0
     for _ in range(rng.randint(1, 3)):
-        p = start(what, home, out)
+        p = Command(what, home, out)
         time.sleep(rng.uniform(0, seconds))
-        hit = p.poll() is None
-        p.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
-        finish(p)
+        hit = not p.ended()
+        p.kill(rng.choice([signal.SIGKILL, signal.SIGTERM]))
+        p.finish()
         hits += hit
         if not hit: break
-    code, err = finish(start(what, home, out))
+    code, err = Command(what, home, out).finish()
     if code: return hits, False, err[-600:]
     equal = globals()[f'of_{what}'](out) == whole
     if equal:
-        import shutil
         shutil.rmtree(out)
     return hits, equal, '' if equal else f'another result, kept in {out}'
 
@@ -147,13 +185,17 @@ COMMANDS = 'prepare', 'fit', 'compare', 'fetch'
 def rounds(n, home, seed=0, only=COMMANDS, photos=60):
     "{command: (rounds, kills, equal)} of n rounds, the commands in turns; and what went wrong."
     make_home(home, photos)
+    Command(only[0], home, home/'warm').finish()  # the first one reads from the disk what later ones have in memory
     whole = {what: undisturbed(what, home) for what in only}
     table, wrong = {what: [0, 0, 0] for what in only}, []
     for k in range(n):
         what = only[k % len(only)]
         hits, equal, why = attack(what, home, seed + k, *whole[what])
         for i, v in enumerate((1, hits, equal)): table[what][i] += v
-        if not equal: wrong.append(f'{what}, seed {seed + k}: {why}')
+        if not equal:
+            wrong.append(f'{what}, seed {seed + k}: {why}')
+            print(wrong[-1], file=sys.stderr, flush=True)
+        if k % 10 == 9: print(f'{k + 1} rounds, {sum(t[1] for t in table.values())} kills, {len(wrong)} wrong', file=sys.stderr, flush=True)
     return {w: dict(rounds=r, kills=k, equal=e, seconds=round(whole[w][1], 1)) for w, (r, k, e) in table.items()}, wrong
 
 def main():
@@ -162,15 +204,15 @@ def main():
     p.add_argument('--seed', type=int, default=0, help='of the first round; a failure names its own')
     p.add_argument('--only', default=','.join(COMMANDS), help='these commands')
     p.add_argument('--tiny', action='store_true', help='a round for each command: does it run?')
-    p.add_argument('--do', nargs=3, help=argparse.SUPPRESS)
+    p.add_argument('--nursery', action='store_true', help=argparse.SUPPRESS)
     a = p.parse_args()
-    if a.do:
-        import seglab.masks, seglab.sample
-        if a.do[0] in ('fit', 'compare'): import seglab.compare, seglab.train, transformers
-        print('go', flush=True)
-        return globals()[f'do_{a.do[0]}'](Path(a.do[1]), Path(a.do[2]))
+    if a.nursery: return nursery()
     only = a.only.split(',')
-    with tempfile.TemporaryDirectory() as d: table, wrong = rounds(len(only) if a.tiny else a.n, Path(d), a.seed, only, 24 if a.tiny else 60)
+    unknown = [w for w in only if w not in COMMANDS]
+    if unknown: p.exit(1, f"{', '.join(unknown)} is no command: take {', '.join(COMMANDS)}.\n")
+    d = Path(tempfile.mkdtemp(prefix='seglab-kills-'))
+    table, wrong = rounds(len(only) if a.tiny else a.n, d, a.seed, only, 24 if a.tiny else 60)
+    if not wrong: shutil.rmtree(d)
     print(f"{'command':10}{'rounds':>8}{'kills':>8}{'equal':>8}{'undisturbed s':>15}")
     for what, r in table.items(): print(f"{what:10}{r['rounds']:8}{r['kills']:8}{r['equal']:8}{r['seconds']:15.1f}")
     print(*wrong, sep='\n')

@@ -7,7 +7,8 @@ __all__ = ['commands', 'command', 'seglab_fetch', 'seglab_prepare', 'seglab_trai
            'seglab_share', 'seglab_demo', 'seglab_help']
 
 # %% ../nbs/lib/15_cli.ipynb #1920b69d
-import argparse, dis, inspect, os, shutil, sys, time, warnings
+import argparse, dis, inspect, os, re, shutil, sys, time, warnings
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from fastcore.docments import docments
@@ -16,7 +17,10 @@ from . import __version__
 # %% ../nbs/lib/15_cli.ipynb #b73239e0
 class _Parser(argparse.ArgumentParser):
     "argparse, with a mistake told in one line and `--batch-size` taken for `--batch_size`"
-    def error(self, message): self.exit(1, f'{self.prog}: {message} (see {self.prog} -h)\n')
+    def error(self, message):
+        slips = re.findall(r'--([\w-]+)', message) if message.startswith('unrecognized') else []
+        meant = [m for s in slips for m in get_close_matches('--' + s.replace('-', '_'), self._option_string_actions, 1)]
+        self.exit(1, f"{self.prog}: {message} ({f'did you mean {meant[0]}? ' if meant else ''}see {self.prog} -h)\n")
 
     def parse_args(self, args=None, namespace=None):
         known = {o.replace('-', '_'): o for o in self._option_string_actions}

@@ -517,7 +517,7 @@ def _read_on(url, file, tag, size, timeout, bar):
         mark = answer.headers.get('ETag', '')
         if mark and not mark.startswith('W/'): tag.write_text(mark)
         else: tag.unlink(missing_ok=True)
-        while block := answer.read(1 << 18):
+        while block := answer.read1(1 << 18):  # what has come, not waiting for more: a kill loses little
             if file.seek(0, os.SEEK_END) + len(block) > size: raise ValueError(f"{url} sends more than the {size} bytes of the file we know; try another base_url")
             file.write(block)
             bar.update(len(block))
@@ -653,6 +653,7 @@ def fetch_coco(
     splits = [s for s in zips if s != 'annotations']
     if split not in splits: raise ValueError(f"no split {split!r}; choose one of {', '.join(splits)}")
     if not base_url.startswith(('http://', 'https://')): raise ValueError(f"base_url is {base_url!r}; wanted an http:// or https:// address")
+    if path.is_file(): raise ValueError(f'{path.name!r} is a file: give the name of a folder')
     path.mkdir(parents=True, exist_ok=True)
     photos = path/split
     there = {split: photos.is_dir() and sum(1 for _ in os.scandir(photos)) >= zips[split].holds,

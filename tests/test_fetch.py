@@ -1,5 +1,5 @@
 """`fetch_coco` against a server on loopback that breaks off, lies, forgets ranges, is busy, stalls, and serves poisoned zips."""
-import hashlib, io, json, os, signal, stat, subprocess, sys, threading, time, zipfile
+import hashlib, io, json, os, signal, socket, stat, subprocess, sys, threading, time, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, files, plan=(), always='ranges', tag='"one"'):
         super().__init__(('127.0.0.1', 0), Handler)
         self.files, self.plan, self.always, self.tag, self.asked = files, list(plan), always, tag, []
-        self.url = f'http://127.0.0.1:{self.server_port}'
+        self.url, self.go_on = f'http://127.0.0.1:{self.server_port}', threading.Event()
 
     def handle_error(self, request, client_address): pass  # the client hung up, as tests do
 
@@ -52,8 +52,10 @@ class Handler(BaseHTTPRequestHandler):
         do = (s.plan.pop(0) if s.plan else s.always) if name == 'photos.zip' else 'ranges'
         data = s.files[name]
         if isinstance(do, int): return self.send_error(do)
-        if do == 'stall':
-            time.sleep(1.5)
+        if do == 'stall':  # until the other side gives up, however long that takes
+            self.connection.settimeout(60)
+            try: self.connection.recv(1)
+            except OSError: pass
             return
         if do in ('no ranges', 'forgets') or (self.headers.get('If-Range') not in (None, s.tag) and do != 'mixes'): since, start = None, 0
         self.send_response(206 if since else 200)
@@ -65,6 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         for at in range(start, min(start + some, len(data)), 10_000):
             self.wfile.write(data[at:min(at + 10_000, start + some)])
             if do == 'slow': time.sleep(.05)
+            if do == 'holds' and at == start + 20_000: s.go_on.wait(120)
         if do == 'endless': self.wfile.write(bytes(5_000_000))
 
 
@@ -82,7 +85,7 @@ def serve():
         s.server_close()
 
 
-def fetch(server, path, zips, **kw): return fetch_coco('toy', path, **{**dict(base_url=server.url, zips=zips, backoff=0, timeout=5), **kw})
+def fetch(server, path, zips, **kw): return fetch_coco('toy', path, **{**dict(base_url=server.url, zips=zips, backoff=0, timeout=30), **kw})
 
 
 def whole(path):
@@ -102,7 +105,7 @@ def leftovers(path): return [p.name for p in path.rglob('*') if p.name.startswit
 def test_arrives_whatever_the_line_does(serve, tmp_path, plan, requests):
     files, zips = entry()
     server = serve(files, plan)
-    assert fetch(server, tmp_path, zips, timeout=.5) == tmp_path
+    assert fetch(server, tmp_path, zips, timeout=2 if 'stall' in plan else 30) == tmp_path
     assert whole(tmp_path)
     assert sum(name == 'photos.zip' for name, _ in server.asked) == requests
 
@@ -127,7 +130,7 @@ def test_second_call_asks_for_nothing(serve, tmp_path):
 def test_gives_up_with_a_sentence_and_keeps_the_bytes(serve, tmp_path, always, requests):
     files, zips = entry()
     server = serve(files, ['drops'], always)
-    with pytest.raises(ConnectionError, match='cannot be read after 4 tries .* are kept'): fetch(server, tmp_path, zips, retries=3, timeout=.3)
+    with pytest.raises(ConnectionError, match='cannot be read after 4 tries .* are kept'): fetch(server, tmp_path, zips, retries=3, timeout=1 if always == 'stall' else 30)
     assert sum(name == 'photos.zip' for name, _ in server.asked) == 1 + requests
     assert (tmp_path/'photos.zip.part').stat().st_size == 30_000 and not (tmp_path/'toy').exists()
     server.always = 'ranges'
@@ -144,7 +147,10 @@ def test_server_without_ranges_that_always_breaks_off(serve, tmp_path):
 
 def test_nobody_there(tmp_path):
     _, zips = entry()
-    with pytest.raises(ConnectionError, match='refused'): fetch_coco('toy', tmp_path, base_url='http://127.0.0.1:9', zips=zips, retries=1, backoff=0)
+    with socket.socket() as s:  # bound, so that nobody else can take the port, but nobody listens
+        s.bind(('127.0.0.1', 0))
+        with pytest.raises(ConnectionError, match='refused'):
+            fetch_coco('toy', tmp_path, base_url=f'http://127.0.0.1:{s.getsockname()[1]}', zips=zips, retries=1, backoff=0)
 
 
 @pytest.mark.parametrize('code', [404, 403, 410])
@@ -270,11 +276,19 @@ def process(server, path, zips, limit=0):
     return p
 
 
+def until(condition, p, seconds=300):
+    "Wait for something that a process does."
+    end = time.monotonic() + seconds
+    while not condition():
+        assert p.poll() is None and time.monotonic() < end, 'the process ended before, or never came so far'
+        time.sleep(.01)
+
+
 @pytest.mark.skipif(os.name != 'posix', reason='limits and locks of POSIX')
 def test_a_full_disk_is_one_sentence(serve, tmp_path):
     files, zips = entry()
     p = process(serve(files), tmp_path, zips, limit=100_000)
-    err = p.communicate(timeout=60)[1]
+    err = p.communicate(timeout=300)[1]
     assert p.returncode == 1 and 'the disk is full' in err and err.count('\n') == 1
     assert (tmp_path/'photos.zip.part').stat().st_size <= 100_000
     fetch(serve(files), tmp_path, zips)
@@ -284,11 +298,12 @@ def test_a_full_disk_is_one_sentence(serve, tmp_path):
 @pytest.mark.skipif(os.name != 'posix', reason='limits and locks of POSIX')
 def test_the_second_process_is_told(serve, tmp_path):
     files, zips = entry()
-    server = serve(files, always='slow')
+    server = serve(files, ['holds'])
     p = process(server, tmp_path, zips)
-    while not (tmp_path/'photos.zip.part').exists(): time.sleep(.01)
+    until(lambda: (tmp_path/'photos.zip.part').exists(), p)
     with pytest.raises(ValueError, match='another process is writing'): fetch(server, tmp_path, zips)
-    assert p.wait(timeout=60) == 0 and whole(tmp_path)
+    server.go_on.set()
+    assert p.wait(timeout=300) == 0 and whole(tmp_path)
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
@@ -299,9 +314,23 @@ def test_killed_and_called_again(serve, tmp_path, after, sig):
     p = process(serve(files, always='slow'), tmp_path, zips)
     time.sleep(after)
     p.send_signal(sig)
-    p.communicate(timeout=60)
+    p.communicate(timeout=300)
     fetch(serve(files), tmp_path, zips)
     assert whole(tmp_path)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
+@pytest.mark.parametrize('sig', [signal.SIGKILL, signal.SIGTERM])
+def test_killed_in_the_middle_goes_on_from_there(serve, tmp_path, sig):
+    files, zips = entry()
+    p = process(serve(files, ['holds']), tmp_path, zips)
+    part = tmp_path/'photos.zip.part'
+    until(lambda: part.exists() and part.stat().st_size > 0, p)
+    p.send_signal(sig)
+    p.communicate(timeout=300)
+    have, server = part.stat().st_size, serve(files)
+    fetch(server, tmp_path, zips)
+    assert whole(tmp_path) and dict(server.asked)['photos.zip'] == have > 0
 
 
 def test_killed_while_unpacking(serve, tmp_path):

@@ -17,13 +17,13 @@ def write_notebook(path, *cells):
 def gate(tree, *names):
     "Run gates in a tree; exit status and what was printed."
     env = {**os.environ, 'PYTHONPATH': str(tree)}
-    done = subprocess.run([sys.executable, 'tools/gates.py', *names], cwd=tree, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, 'tools/gates.py', *names], cwd=tree, env=env, capture_output=True, text=True, timeout=900)
     return done.returncode, done.stderr + done.stdout
 
-@pytest.fixture
-def tree(tmp_path):
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
     "A small project of the same shape: the same tools and settings, two notebooks, a site, a README."
-    tree = tmp_path/'project'
+    tree = tmp_path_factory.mktemp('made')/'project'
     (tree/'nbs').mkdir(parents=True)
     for name in ('tools', 'settings.ini', 'nbs/_quarto.yml', 'nbs/nbdev.yml', 'nbs/styles.css', 'nbs/favicon.svg'):
         copy = shutil.copytree if (ROOT/name).is_dir() else shutil.copy
@@ -41,6 +41,11 @@ def tree(tmp_path):
         subprocess.run([Path(sys.executable).with_name(command)], cwd=tree, env=env, check=True)
     subprocess.run([sys.executable, 'tools/readme.py'], cwd=tree, env=env, check=True)
     return tree
+
+@pytest.fixture
+def tree(made, tmp_path):
+    "A copy of it to plant a fault in."
+    return shutil.copytree(made, tmp_path/'project')
 
 def edit(path, change):
     nb = json.loads(path.read_text())
@@ -83,6 +88,7 @@ def test_notebooks_counts_a_failing_cell(tree):
     edit(tree/'nbs/00_toy.ipynb', lambda cells: cells.append({**code('assert double(2) == 5'), 'id': 'planted1'}))
     status, text = gate(tree, 'notebooks')
     assert status == 1 and text.strip().splitlines()[-1] == 'notebooks: 1 passed, 1 failed', text
+    assert 'assert double(2) == 5' in text and 'AssertionError' in text, 'what went wrong is shown'
 
 @pytest.mark.parametrize('link', ['[gone](gone.html)', '[no such heading](toy.html#nowhere)'])
 def test_docs_sees_a_broken_link(tree, link):
@@ -92,9 +98,16 @@ def test_docs_sees_a_broken_link(tree, link):
 
 def test_tests_gate_sees_a_failing_test(tree):
     (tree/'tests').mkdir()
-    (tree/'tests/test_planted.py').write_text('def test_planted(): assert False\n')
+    (tree/'tests/test_healthy.py').write_text('def test_healthy(): pass\n')
+    (tree/'tests/test_planted.py').write_text('import sys\ndef test_planted():\n    print("said " + "before")\n    assert [0]*300 + [len(sys.argv[0]) * 0] == [0]*300 + [7]\n')
     status, text = gate(tree, 'tests')
-    assert status == 1 and 'gate tests: pytest failed' in text
+    assert status == 1 and 'gate tests: pytest failed' in text and '1 failed, 1 passed' in text, text
+    assert 'said before' in text and 'FAILED tests/test_planted.py::test_planted' in text, text
+    (tree/'tests/test_planted.py').unlink()
+    status, text = gate(tree, 'tests')
+    assert status == 0 and '1 passed' in text, text
+    (tree/'tests/test_healthy.py').unlink()
+    assert gate(tree, 'tests')[0] == 1, 'no test at all is no success'
 
 def test_an_unknown_gate_is_told(tree):
     status, text = gate(tree, 'clena')

@@ -5,7 +5,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='kills and clocks are POSIX')
-PARTS = ['labels', 'throughput', 'camvid', 'coco', 'evaluate', 'resume']
+PARTS = ['labels', 'throughput', 'camvid_unet', 'camvid_segformer', 'camvid', 'coco', 'evaluate', 'resume']
 
 
 def gpu(home, *parts, **options):
@@ -47,17 +47,23 @@ def test_throughput_has_all_variants(home):
     assert all(r['head_share'] > 0 for r in d['rows'] if r['model'] == 'segformer' and r['variant'] == 'fit')
 
 def test_trainings_tell_scores_curves_and_their_plan(home):
-    c, k = read(home, 'camvid'), read(home, 'coco')
-    assert {'unet-defaults', 'unet-better', 'segformer-better'} <= set(c['trainings']) and 'unet' in c['better_minus_defaults']
+    c, f, k = (read(home, n) for n in ('camvid_unet', 'camvid_segformer', 'coco'))
+    assert set(c['trainings']) == {'unet-defaults', 'unet-better'} and c['better_minus_defaults'] is not None
+    assert set(f['trainings']) == {'segformer-better'} and f['goal']['wanted'] == .55
     assert c['sample_hw'] == [64, 64]                                                # 45×60 padded to multiples of 32
     assert set(k['scored']) == {'things', 'supercategories'}
-    for d in (c, k):
+    for d in (c, f, k):
         for t in d['trainings'].values():
             assert t['epochs'] >= 1 and t['epoch_seconds_measured'] > 0 and len(t['curves']['step']) and t['train_seconds'] > 0
         for s in d['scored'].values():
             for m in s['scores'].values():
                 low, high = m['mean_iou_interval']
                 assert 0 <= low <= high <= 1 and 0 <= m['mean_iou'] <= 1 and set(m['per_category_iou']) == set(m['per_category_iou_interval'])
+
+def test_all_on_camvid_are_compared(home):
+    d = read(home, 'camvid')
+    assert set(d['scores']) == {'unet-defaults', 'unet-better', 'segformer-better'} and len(d['differences']) == 3
+    assert d['scores']['unet-better']['mean_iou'] == read(home, 'camvid_unet')['scored']['camvid']['scores']['unet-better']['mean_iou']
 
 def test_the_same_scores_on_device_and_cpu(home):
     for m in read(home, 'evaluate')['models'].values():
@@ -90,6 +96,14 @@ def test_cells_run_one_notebook_after_another(tmp_path):
     d = read(tmp_path, 'cells')
     assert r.returncode == 1 and not d['complete'] and not d['passed'] and set(d['notebooks']) == {'good.ipynb', 'bad.ipynb'}, r.stdout + r.stderr
     assert d['notebooks']['good.ipynb']['passed'] and 'planted' in d['notebooks']['bad.ipynb']['said']
+
+def test_a_part_is_cut_in_time_and_a_failed_one_stays_failed(tmp_path):
+    (tmp_path/'results').mkdir()
+    (tmp_path/'results'/'gpu_labels.json').write_text(json.dumps(dict(complete=True, tiny=True, device='x', date='2000-01-01', all_caught_and_usable=False)))
+    r = gpu(tmp_path, 'labels', 'throughput', 'camvid', tiny=True, minutes=.02)
+    assert r.returncode == 1 and 'labels: failed, throughput: cut, camvid: lacks data' in r.stdout, r.stdout + r.stderr
+    d = read(tmp_path, 'throughput')
+    assert not d['complete'] and d['minutes_allowed'] == .02 and d['seconds'] < 60
 
 def test_mistakes_are_one_sentence(tmp_path):
     r = gpu(tmp_path, 'speed')

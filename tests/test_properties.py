@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 LONG = bool(os.environ.get('SEGLAB_LONG'))
 N_FILES = 10_000 if LONG else 400
 EXAMPLES = 2000 if LONG else 60
-WAIT = 60  # seconds that one file may take, on a busy machine
+WAIT = 180  # seconds that one file may take, on a busy machine
 quiet = settings(max_examples=EXAMPLES, deadline=None, derandomize=not LONG, suppress_health_check=list(HealthCheck))
 
 

@@ -6,6 +6,7 @@
 """
 import hashlib, json, os, re, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,26 @@ def export(): return unchanged('nbdev_export', 'seglab')
 def readme(): return 'README.md is not in step' if run(sys.executable, 'tools/readme.py', '--check').returncode else None
 def symbols(): return 'public symbols are not all documented' if run(sys.executable, 'tools/symbols.py').returncode else None
 def docs(): return 'the site does not build' if run(sys.executable, 'tools/docs.py').returncode else None
-def tests(): return 'pytest failed' if run(sys.executable, '-m', 'pytest', '-q', '-rs', 'tests').returncode else None
+
+def workers():
+    "How many processes to use: as many as there are cores, two at most, since each of them holds torch."
+    return int(os.environ.get('SEGLAB_WORKERS') or min(2, os.cpu_count() or 1))
+
+# files that take minutes begin first, so that two processes end together; all others follow by name
+LONG = 'gpu_script', 'cli', 'train_resume', 'train_distributed', 'gates', 'tracking', 'share', 'faults_prepare', 'model', 'compare'
+
+def test_files():
+    "Test files, the long ones first."
+    files = sorted((ROOT/'tests').glob('test_*.py'))
+    rank = {f'test_{name}': i for i, name in enumerate(LONG)}
+    return sorted(files, key=lambda p: rank.get(p.stem, len(rank)))
+
+def tests():
+    "pytest, in whole files on two cores; its output as it comes."
+    files = test_files()
+    n = min(workers(), len(files))
+    many = ('-n', n, '--dist', 'loadfile', '--no-loadscope-reorder') if n > 1 and find_spec('xdist') else ()
+    return 'pytest failed' if run(sys.executable, '-m', 'pytest', '-q', '-rfEs', '--durations=25', *many, *files).returncode else None
 
 def test_notebook(path):
     "One notebook through `nbdev_test` in a process of its own: name, whether it passed, seconds, what it printed."
@@ -54,7 +74,7 @@ counted = None
 
 def notebooks():
     global counted
-    with ThreadPoolExecutor(int(os.environ.get('SEGLAB_WORKERS') or min(2, os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(workers()) as pool:
         results = []
         for name, passed, seconds, text in pool.map(test_notebook, chapters()):
             print(f"  {'passed' if passed else 'FAILED'} {seconds:6.1f} s  {name}", flush=True)
