@@ -141,6 +141,7 @@ def main():
     p.add_argument('--tiny', action='store_true')
     a = p.parse_args()
     if not a.tiny and not (a.annotations and a.photos): p.error('give ANNOTATIONS and PHOTOS, or --tiny')
+    cv2.setNumThreads(1)                                                               # one process is one core, for both
     with tempfile.TemporaryDirectory(dir=a.ram) as ram, tempfile.TemporaryDirectory(dir=a.disk) as disk:
         files, photos = map(str, tiny(Path(ram)) if a.tiny else (a.annotations, a.photos))
         there = len(seglab_masks.read_coco(files).images)

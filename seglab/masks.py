@@ -738,7 +738,7 @@ def _image_bytes(path):
         if not stat.S_ISREG(st.st_mode): raise _BadImage('image_unreadable', f'{name} is no regular file')
         if st.st_size > _MAX_BYTES: raise _BadImage('image_too_large', f'{name} has {st.st_size:,} bytes, more than {_MAX_BYTES:,}')
         data = os.read(fd, st.st_size + 1)
-        while more := os.read(fd, 2**24): data += more
+        while len(data) != st.st_size and (more := os.read(fd, 2**24)): data += more
         return data
     finally: os.close(fd)
 

@@ -327,6 +327,14 @@ def test_full_disk(tmp_path, monkeypatch):
     assert len(list((tmp_path/'out'/'masks').glob('*.png'))) > 5
     assert contents(masks.prepare(a, photos, tmp_path/'out', size=64, workers=1).path) == contents(masks.prepare(a, photos, tmp_path/'x', size=64, workers=1).path)
 
+@pytest.mark.parametrize('bench', ['prepare', 'read_coco'])
+def test_benchmarks_run(bench):
+    "On their own few photos they go through all their ways, and end with one line of JSON. How fast is not tested."
+    r = subprocess.run([sys.executable, str(Path(__file__).parents[1]/'bench'/f'{bench}.py'), '--tiny'], env=env(), capture_output=True, text=True, timeout=300)
+    assert r.returncode == 0, r.stderr[-2000:]
+    said = json.loads(r.stdout.splitlines()[-1])
+    assert said['bench'] == bench and said['machine'] and said['versions']['numpy'] and all(v > 0 for v in said['ratios'].values())
+
 def test_other_folders_are_left_alone(tmp_path):
     from seglab.masks import prepare
     a, photos = many(tmp_path, 2)
