@@ -257,7 +257,8 @@ def from_smp(
     state, named, base = _encoder_weights(encoder_name, encoder_weights)
     try:
         with _told(f'{encoder_weights!r} for encoder {encoder_name!r}'):
-            net = smp.create_model(arch, encoder_name, encoder_weights=named, classes=labels.num_labels, **kwargs)
+            asked = True if named and encoder_name.startswith('tu-') else named              # timm's names bring their own
+            net = smp.create_model(arch, encoder_name, encoder_weights=asked, classes=labels.num_labels, **kwargs)
     except KeyError as e: raise ValueError(f'{str(e.args[0]).split(", supported")[0].rstrip(".")}: {_near_encoder(encoder_name)}choose another encoder or weights.') from e
     except RuntimeError as e: raise ValueError(f'Encoder {encoder_name!r}: {e}; choose one that timm knows.') from e
     if state is not None: _load_into(net.encoder, state, encoder_weights)

@@ -155,6 +155,14 @@ def test_a_name_that_cannot_be_built_gets_a_sentence(call, words, monkeypatch, t
     with pytest.raises((ValueError, OSError)) as e: build_model(labels=NAMES, **call)
     assert words in str(e.value) and len(str(e.value)) < 600, str(e.value)
 
+def test_asking_for_weights_of_timm_warns_of_nothing(monkeypatch, tmp_path):
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+    with warnings.catch_warnings(), pytest.raises(ConnectionError, match='weights=None'):
+        warnings.simplefilter('error', UserWarning)
+        build_model('unet', NAMES, encoder='tu-mobilenetv3_small_050')
+
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 @pytest.mark.parametrize('encoder', ['resnet18', 'tu-mobilenetv3_small_050'])
 def test_encoder_weights_from_a_local_file(encoder, suffix, tmp_path):
