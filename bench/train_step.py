@@ -53,6 +53,9 @@ def sync(device):
     if device.type == 'cuda': torch.cuda.synchronize()
 
 
+def clock_of(a): return time.process_time if getattr(a, 'cpu_time', False) else time.perf_counter
+
+
 def loop(seg, data, a, device, bf16=False, channels_last=False, compiled=False):
     "The loop of chapter 02. Returns seconds per step and the share spent waiting for data, first steps left out."
     from seglab.dataset import collate
@@ -62,28 +65,28 @@ def loop(seg, data, a, device, bf16=False, channels_last=False, compiled=False):
     net = torch.compile(seg) if compiled else seg
     loader = DataLoader(data, a.batch, num_workers=a.workers, collate_fn=collate if channels_last else None,
                         pin_memory=device.type == 'cuda')
-    times, waits, it = [], [], iter(loader)
+    times, waits, it, clock = [], [], iter(loader), clock_of(a)
     for step in range(a.warmup + a.steps):
-        sync(device); t0 = a.clock()
+        sync(device); t0 = clock()
         batch = {k: v.to(device, non_blocking=True) for k, v in next(it).items()}
-        t1 = a.clock()
+        t1 = clock()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16): logits = net(batch['pixel_values'])
         loss = F.cross_entropy(logits, batch['labels'].long(), ignore_index=255)
         opt.zero_grad()
         loss.backward()
         opt.step()
         sync(device)
-        if step >= a.warmup: times.append(a.clock() - t0); waits.append(t1 - t0)
+        if step >= a.warmup: times.append(clock() - t0); waits.append(t1 - t0)
     return statistics.median(times), sum(waits) / sum(times)
 
 
 def fitted(seg, data, a, device, **kw):
     "The same steps by `fit`, from the rows of its history: the first row holds the warm-up."
     from seglab import train
-    fake = SimpleNamespace(perf_counter=a.clock, monotonic=time.monotonic, sleep=time.sleep)
+    fake = SimpleNamespace(perf_counter=clock_of(a), monotonic=time.monotonic, sleep=time.sleep)
     out = Path(tempfile.mkdtemp(prefix='seglab-bench-'))
     try:
-        with mock.patch.object(train, 'time', fake) if a.cpu_time else contextlib.nullcontext():
+        with mock.patch.object(train, 'time', fake) if clock_of(a) is time.process_time else contextlib.nullcontext():
             run = train.fit(seg, (data, data), epochs=1, batch_size=a.batch, out=out/'run', workers=a.workers, pictures=0, progress=False,
                             max_steps=a.warmup + a.steps, logging_steps=max(1, a.warmup), eval_strategy='no', save_strategy='no', **kw)
         h = run.history.dropna(subset=['train_loss']).iloc[1:]
@@ -126,7 +129,6 @@ def main():
     p.add_argument('--json', help='also write the JSON line to this file')
     a = p.parse_args()
     if a.tiny: a.size, a.classes, a.batch, a.steps, a.warmup, a.rounds = 64, 5, 2, 3, 1, 2
-    a.clock = time.process_time if a.cpu_time else time.perf_counter
     if a.cpu_time and (torch.cuda.is_available() or a.workers): p.error('--cpu_time is for a CPU without workers')
     from seglab.dataset import LabelSpace
     from seglab.model import count_flops

@@ -265,7 +265,11 @@ class _Step(nn.Module):
     "A segmenter with its loss; what Trainer trains."
     def __init__(self, segmenter, loss):
         super().__init__()
-        self.segmenter, self.loss = segmenter, loss
+        self.segmenter, self.loss, self.weights = segmenter, loss, list(segmenter.parameters())
+
+    def zero_grad(self, set_to_none=True):
+        "Forget the gradients, without torch's walk through all modules at every step."
+        for p in self.weights: p.grad = None
 
     def forward(self, pixel_values, labels, total=None):
         logits = self.segmenter(pixel_values)                                                 # (B,K,H,W)
@@ -516,11 +520,11 @@ _COLUMNS = dict(step='step', epoch='epoch', loss='train_loss', eval_loss='eval_l
                 eval_frequency_weighted_iou='frequency_weighted_iou', learning_rate='lr', grad_norm='grad_norm',
                 images_per_second='images_per_second', data_wait='data_wait', eval_images_per_second='eval_images_per_second')
 
-def _history_csv(log_history):
+def _history_csv(log_history, header=True):
     "The log as CSV text, a row per log."
     out = io.StringIO()
     w = csv.DictWriter(out, list(_COLUMNS.values()), lineterminator='\n')
-    w.writeheader()
+    if header: w.writeheader()
     for row in log_history:
         if 'loss' in row or 'eval_loss' in row: w.writerow({v: row[k] for k, v in _COLUMNS.items() if k in row})
     return out.getvalue()
@@ -551,7 +555,7 @@ def _grid(images, truths, preds, colors, gap=4):
 # %% ../nbs/lib/13_train.ipynb #e22ba82a
 class _Watching:
     "Epoch numbers, checkpoints, history, best weights, pictures and progress of a run."
-    def __init__(self, job): self.job, self.trainer, self.postponed = job, None, False
+    def __init__(self, job): self.job, self.trainer, self.postponed, self.text, self.rows = job, None, False, '', 0
 
 @patch
 def on_train_begin(self:_Watching, args, state, control, **kw):
@@ -592,7 +596,10 @@ def on_save(self:_Watching, args, state, control, **kw):
 
 @patch
 def write_history(self:_Watching, state):
-    if state.is_world_process_zero: write_atomic(self.job.path/'history.csv', _history_csv(state.log_history).encode())
+    if not state.is_world_process_zero: return
+    self.text += _history_csv(state.log_history[self.rows:], header=not self.text)            # a row is turned into text once
+    self.rows = len(state.log_history)
+    write_atomic(self.job.path/'history.csv', self.text.encode())
 
 @patch
 def on_log(self:_Watching, args, state, control, logs=None, **kw):
