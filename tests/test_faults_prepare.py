@@ -253,8 +253,9 @@ def test_a_photo_deleted_under_the_reader(coco, tmp_path):
 @posix
 def test_two_on_the_same_folder(coco, wanted, tmp_path):
     p, out = stopped_half_way(coco, tmp_path, workers=1)
-    with pytest.raises((RuntimeError, ValueError), match='[Aa]nother process'): prepare(*coco, out, size=64, workers=1)
-    p.send_signal(signal.SIGCONT)
+    try:
+        with pytest.raises((RuntimeError, ValueError), match='[Aa]nother process'): prepare(*coco, out, size=64, workers=1)
+    finally: p.send_signal(signal.SIGCONT)
     assert p.wait(timeout=300) == 0
     assert digest(out) == wanted
 
