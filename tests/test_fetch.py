@@ -52,6 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         do = (s.plan.pop(0) if s.plan else s.always) if name == 'photos.zip' else 'ranges'
         data = s.files[name]
         if isinstance(do, int): return self.send_error(do)
+        if do == 'picky' and since: return self.send_error(416)
         if do == 'stall':  # until the other side gives up, however long that takes
             self.connection.settimeout(60)
             try: self.connection.recv(1)
@@ -101,7 +102,7 @@ def leftovers(path): return [p.name for p in path.rglob('*') if p.name.startswit
 
 @pytest.mark.parametrize('plan, requests', [
     ([], 1), (['drops']*6, 7), (['drops at once']*5 + ['drops early']*5, 11), (['drops', 'no ranges'], 2), (['drops', 'drops', 'no ranges', 'drops early', 'no ranges'], 3),
-    ([500, 503, 'drops', 429, 'ranges'], 5), (['drops', 416], 3), (['drops', 'elsewhere'], 3), (['stall', 'drops', 'stall'], 4), (['nothing said'], 1)])
+    ([500, 503, 'drops', 429, 'ranges'], 5), (['drops', 416], 3), (['drops', 'picky', 'picky'], 3), (['drops', 'elsewhere'], 3), (['stall', 'drops', 'stall'], 4), (['nothing said'], 1)])
 def test_arrives_whatever_the_line_does(serve, tmp_path, plan, requests):
     files, zips = entry()
     server = serve(files, plan)
