@@ -342,6 +342,29 @@ def test_killed_while_unpacking(serve, tmp_path):
     assert whole(tmp_path)
 
 
+@pytest.mark.parametrize('zip, folder', [('notes.zip', 'annotations'), ('photos.zip', 'toy')])
+def test_killed_between_unpacking_and_clearing_up(serve, tmp_path, zip, folder):
+    files, zips = entry()
+    fetch(serve(files), tmp_path, zips)
+    for name in (f'{zip}.part', f'{zip}.part.etag', f'.unpack-{folder}/{folder}/x'):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).write_bytes(files.get(zip) if name.endswith('.part') else b'x')
+    fetch(serve(files), tmp_path, zips)
+    assert whole(tmp_path) and not leftovers(tmp_path)
+
+
+def test_the_second_process_is_told_while_unpacking(serve, tmp_path, monkeypatch):
+    files, zips = entry()
+    told, unpack = [], sample._unpack
+    def meanwhile(*args):
+        with pytest.raises(ValueError, match='another process is writing') as e: fetch(serve(files), tmp_path, zips)
+        told.append(str(e.value))
+        unpack(*args)
+    monkeypatch.setattr(sample, '_unpack', meanwhile)
+    fetch(serve(files), tmp_path, zips)
+    assert len(told) == 2 and whole(tmp_path)
+
+
 def test_a_zip_that_lies_there_is_used_and_kept(serve, tmp_path):
     files, zips = entry()
     server = serve(files)
