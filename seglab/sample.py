@@ -553,7 +553,7 @@ def _download(url, part, size, timeout, retries, backoff):
     "Bring `url` into the file `part`, going on from what is there."
     tag, best, failed = part.with_name(part.name + '.etag'), part.stat().st_size if part.exists() else 0, 0
     bar = _bar(total=size, initial=best, unit='B', unit_scale=True, desc=url.rpartition('/')[2])
-    with bar, _disk_may_fill(part), open(part, 'ab') as file, _alone(file):
+    with bar, _disk_may_fill(part), open(part, 'ab') as file:
         while file.seek(0, os.SEEK_END) < size:
             try:
                 _read_on(url, file, tag, size, timeout, bar)
@@ -626,17 +626,31 @@ def _sha256(file, size):
             bar.update(len(block))
     return digest.hexdigest()
 
-def _fetch_zip(z, path, folder, base_url, **patience):
-    "Download, verify and unpack one zip."
+def _wrong(z, part):
+    "What is wrong with a downloaded zip; None for the one we know."
+    size = part.stat().st_size
+    if size != z.size: return f"{size} bytes, wanted {z.size}"
+    found = _sha256(part, size)
+    if found != z.sha256: return f"SHA-256 {found[:12]}…, wanted {z.sha256[:12]}…"
+
+def _fetch_zip(z, path, name, base_url, **patience):
+    "Download, verify and unpack one zip, alone from the first byte to the last file."
     own = path/PurePosixPath(z.address).name
     part = own if own.exists() else own.with_name(own.name + '.part')
-    if part != own: _download(f"{base_url.rstrip('/')}/{z.address}", part, z.size, **patience)
-    if part.stat().st_size != z.size or (found := _sha256(part, z.size)) != z.sha256:
-        what = f"{part.stat().st_size} bytes, wanted {z.size}" if part.stat().st_size != z.size else f"SHA-256 {found[:12]}…, wanted {z.sha256[:12]}…"
-        if part != own: part.unlink()
-        raise ValueError(f"{part.name} is not COCO's file ({what}); " + ("delete it" if part == own else "it was deleted") + " and fetch again")
-    _unpack(part, path, folder)
-    if part != own: part.unlink()
+    with open(part, 'rb' if part == own else 'ab') as held, _alone(held):
+        if part != own: _download(f"{base_url.rstrip('/')}/{z.address}", part, z.size, **patience)
+        wrong = _wrong(z, part)
+        if not wrong: _unpack(part, path, name)
+    if part != own: part.unlink(missing_ok=True)
+    if wrong: raise ValueError(f"{part.name} is not COCO's file ({wrong}); " + ("delete it" if part == own else "it was deleted") + " and fetch again")
+
+def _sweep(z, path, name):
+    "Delete what a killed process left of a zip that is unpacked already."
+    part = path/(PurePosixPath(z.address).name + '.part')
+    with contextlib.ExitStack() as stack:
+        if part.exists(): stack.enter_context(_alone(stack.enter_context(open(part, 'ab'))))
+        shutil.rmtree(path/f'.unpack-{name}', ignore_errors=True)
+    for f in (part, part.with_name(part.name + '.etag')): f.unlink(missing_ok=True)
 
 # %% ../nbs/lib/10_sample.ipynb #a884fb28
 def fetch_coco(
@@ -659,6 +673,8 @@ def fetch_coco(
     there = {split: photos.is_dir() and sum(1 for _ in os.scandir(photos)) >= zips[split].holds,
              'annotations': (path/'annotations'/f'instances_{split}.json').is_file()}
     todo = [name for name in ('annotations', split) if not there[name]]
+    for name in there:
+        if there[name]: _sweep(zips[name], path, name)
     _check_room(path, sum(zips[n].size*(5 if n == 'annotations' else 2) for n in todo), f'fetching {split}')
     for name in todo: _fetch_zip(zips[name], path, name, base_url, timeout=timeout, retries=retries, backoff=backoff)
     return path

@@ -135,14 +135,19 @@ def test_what_a_killed_process_left_is_swept(coco, wanted, tmp_path, monkeypatch
         writes[0] += 1
         if writes[0] > 60: raise KeyboardInterrupt
         write(path, data)
-    monkeypatch.setattr(masks, 'write_atomic', ends)
-    with pytest.raises(KeyboardInterrupt): prepare(*coco, out, size=64, workers=1)
-    monkeypatch.undo()
+    def begin():
+        writes[0] = 0
+        with monkeypatch.context() as m:
+            m.setattr(masks, 'write_atomic', ends)
+            with pytest.raises(KeyboardInterrupt): prepare(*coco, out, size=64, workers=1)
+        return (out/'.journal').read_bytes().splitlines(keepends=True)
+    lines = begin()
     for folder in (out, out/'images', out/'masks'): (folder/'.tmp-0123-4').write_bytes(b'half')
-    lines = (out/'.journal').read_bytes().splitlines(keepends=True)
     assert len(lines) > 8
     (out/'.journal').write_bytes(b''.join(lines[:-1]) + lines[-1][:len(lines[-1])//2])
     sorted((out/'masks').glob('*.png'))[k].unlink()
+    more = begin()
+    assert len(more) > len(lines) and all(json.loads(line) for line in more)  # the second time goes on after the last whole line
     prepare(*coco, out, size=64, workers=1)
     assert digest(out) == wanted
 
@@ -253,8 +258,9 @@ def test_a_photo_deleted_under_the_reader(coco, tmp_path):
 @posix
 def test_two_on_the_same_folder(coco, wanted, tmp_path):
     p, out = stopped_half_way(coco, tmp_path, workers=1)
-    with pytest.raises((RuntimeError, ValueError), match='[Aa]nother process'): prepare(*coco, out, size=64, workers=1)
-    p.send_signal(signal.SIGCONT)
+    try:
+        with pytest.raises((RuntimeError, ValueError), match='[Aa]nother process'): prepare(*coco, out, size=64, workers=1)
+    finally: p.send_signal(signal.SIGCONT)
     assert p.wait(timeout=300) == 0
     assert digest(out) == wanted
 

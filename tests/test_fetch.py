@@ -52,6 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         do = (s.plan.pop(0) if s.plan else s.always) if name == 'photos.zip' else 'ranges'
         data = s.files[name]
         if isinstance(do, int): return self.send_error(do)
+        if do == 'picky' and since: return self.send_error(416)
         if do == 'stall':  # until the other side gives up, however long that takes
             self.connection.settimeout(60)
             try: self.connection.recv(1)
@@ -101,7 +102,7 @@ def leftovers(path): return [p.name for p in path.rglob('*') if p.name.startswit
 
 @pytest.mark.parametrize('plan, requests', [
     ([], 1), (['drops']*6, 7), (['drops at once']*5 + ['drops early']*5, 11), (['drops', 'no ranges'], 2), (['drops', 'drops', 'no ranges', 'drops early', 'no ranges'], 3),
-    ([500, 503, 'drops', 429, 'ranges'], 5), (['drops', 416], 3), (['drops', 'elsewhere'], 3), (['stall', 'drops', 'stall'], 4), (['nothing said'], 1)])
+    ([500, 503, 'drops', 429, 'ranges'], 5), (['drops', 416], 3), (['drops', 'picky', 'picky'], 3), (['drops', 'elsewhere'], 3), (['stall', 'drops', 'stall'], 4), (['nothing said'], 1)])
 def test_arrives_whatever_the_line_does(serve, tmp_path, plan, requests):
     files, zips = entry()
     server = serve(files, plan)
@@ -339,6 +340,29 @@ def test_killed_while_unpacking(serve, tmp_path):
     (tmp_path/'.unpack-toy'/'toy'/'old.jpg').write_bytes(b'half')
     fetch(serve(files), tmp_path, zips)
     assert whole(tmp_path)
+
+
+@pytest.mark.parametrize('zip, folder', [('notes.zip', 'annotations'), ('photos.zip', 'toy')])
+def test_killed_between_unpacking_and_clearing_up(serve, tmp_path, zip, folder):
+    files, zips = entry()
+    fetch(serve(files), tmp_path, zips)
+    for name in (f'{zip}.part', f'{zip}.part.etag', f'.unpack-{folder}/{folder}/x'):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).write_bytes(files.get(zip) if name.endswith('.part') else b'x')
+    fetch(serve(files), tmp_path, zips)
+    assert whole(tmp_path) and not leftovers(tmp_path)
+
+
+def test_the_second_process_is_told_while_unpacking(serve, tmp_path, monkeypatch):
+    files, zips = entry()
+    told, unpack = [], sample._unpack
+    def meanwhile(*args):
+        with pytest.raises(ValueError, match='another process is writing') as e: fetch(serve(files), tmp_path, zips)
+        told.append(str(e.value))
+        unpack(*args)
+    monkeypatch.setattr(sample, '_unpack', meanwhile)
+    fetch(serve(files), tmp_path, zips)
+    assert len(told) == 2 and whole(tmp_path)
 
 
 def test_a_zip_that_lies_there_is_used_and_kept(serve, tmp_path):
