@@ -815,6 +815,8 @@ def show_curves(self:Comparison)->plt.Figure: # losses above, mean IoU below
         draw(below, _column(h, 'mean_iou', 'eval_mean_iou'), label=_plain(n), marker='os^Dv'[m % 5], ms=3)
     top.set(ylabel='loss (dotted: training)'); below.set(xlabel='epoch', ylabel='mean IoU on validation')
     below.xaxis.get_major_locator().set_params(integer=True)
+    drawn = np.concatenate([l.get_ydata() for l in top.lines] or [[1.]])
+    if drawn.min() > 0 and drawn.max() > 20 * drawn.min(): top.set_yscale('log')       # one wild first epoch would flatten all others
     for ax in (top, below): ax.spines[['top', 'right']].set_visible(False)
     if self.histories: top.legend(fontsize=8, frameon=False)
     return fig
