@@ -361,7 +361,7 @@ def evaluate(
     stems = list(getattr(ds, 'stems', None) or [f'{i:06d}' for i in range(n)])[:n]
     part = _Part(ds, n)
     start = time.perf_counter()
-    with _ready(segmenter, device) as net:
+    with _alive(), _ready(segmenter, device) as net:
         found = _answers(net, part, labels, batch_size, workers, device, result.calibration)
         for stem, (pred, truth) in zip(tqdm(stems, desc=result.name, disable=None if progress is None else not progress), found):
             result.add(stem, pred, truth)
@@ -381,17 +381,25 @@ class _Part(torch.utils.data.Dataset):
             name = getattr(self.ds, 'stems', None)
             return ValueError(f"photo {_text(name[i] if name else i)!r} cannot be scored ({' '.join(_text(e).split())}); put it right and run the same again: all models have to see the same photos.")
 
+_KILLED = "a process that loads photos was ended from outside, perhaps for want of memory; run the same again, with fewer workers."
+
 def _unbroken(loader):
     "The loader's batches; what went wrong in a process that loads photos is told as if it had gone wrong here."
     batches = iter(loader)
     while True:
         try: groups = next(batches, None)
-        except RuntimeError as e:
-            if 'DataLoader worker' not in str(e): raise
-            raise RuntimeError("a process that loads photos was ended from outside, perhaps for want of memory; run the same again, with fewer workers.") from None
+        except (OSError, EOFError): raise RuntimeError(_KILLED) from None        # it died while it handed over a batch
         if groups is None: return
         if isinstance(groups, Exception): raise groups
         yield groups
+
+@contextmanager
+def _alive():
+    "Tell of the death of a process that loads photos; torch raises it wherever this one happens to be."
+    try: yield
+    except RuntimeError as e:
+        if not any(s in str(e) for s in ('DataLoader worker', 'ancdata', 'shared memory')): raise
+        raise RuntimeError(_KILLED) from None
 
 # %% ../nbs/04_compare.ipynb #9e8525ca
 def _notes(result, segmenter):
@@ -815,6 +823,8 @@ def show_curves(self:Comparison)->plt.Figure: # losses above, mean IoU below
         draw(below, _column(h, 'mean_iou', 'eval_mean_iou'), label=_plain(n), marker='os^Dv'[m % 5], ms=3)
     top.set(ylabel='loss (dotted: training)'); below.set(xlabel='epoch', ylabel='mean IoU on validation')
     below.xaxis.get_major_locator().set_params(integer=True)
+    drawn = np.concatenate([l.get_ydata() for l in top.lines] or [[1.]])
+    if drawn.min() > 0 and drawn.max() > 20 * drawn.min(): top.set_yscale('log')       # one wild first epoch would flatten all others
     for ax in (top, below): ax.spines[['top', 'right']].set_visible(False)
     if self.histories: top.legend(fontsize=8, frameon=False)
     return fig
