@@ -85,7 +85,7 @@ def _run(func, example, argv=None):
     if not sys.warnoptions: warnings.simplefilter('ignore')
     try:
         result = func(**args)
-        if result is not None: print(result)
+        if result is not None and os.environ.get('RANK', '0') == '0': print(result)      # of several processes, one speaks
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:

@@ -690,7 +690,7 @@ def _fetch(name, revision):
     if p.is_dir(): return p/'best' if not (p/'seglab.json').exists() and (p/'best'/'seglab.json').exists() else p
     if p.is_file(): raise ValueError(f'{name} is a file: give the folder that save_pretrained wrote.')
     if not re.fullmatch(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', str(name)):
-        raise FileNotFoundError(f'{name} does not exist: give the folder that save_pretrained wrote, or a name on the hub.')
+        raise FileNotFoundError(f'{name} does not exist: give a run folder, the folder that save_pretrained wrote, or a name on the hub.')
     from huggingface_hub import snapshot_download
     with _told(repr(str(name))):
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=['*.json', '*.safetensors']))

@@ -205,7 +205,7 @@ def push(
 )->Shared: # what was sent, and where to
     "Share a run: the model, its card, its curves; nothing else leaves."
     ways = {'folder', 'hub', 'wandb'}
-    if to not in ways: raise ValueError(f"a run can be shared to {', '.join(sorted(ways))}, not to {to!r}")
+    if to not in ways: raise ValueError(f"a run can be shared to {', '.join(sorted(ways))}, not to {to!r}; for an ONNX file there is export_onnx, or seglab_share --to onnx")
     files = parcel(run, **card)
     if to == 'folder': return _to_folder(files, out, run)
     if to == 'hub': return _to_hub(files, repo, private, message)

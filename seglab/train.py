@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from .masks import IGNORE, overlay, write_atomic
-from .dataset import LabelError, check_dataset, check_labels, check_model, collate, load_data
+from .dataset import LabelError, check_dataset, check_labels, check_model, check_samples, collate, load_data
 from .dataset import class_weights as _balanced
 from .metrics import confusion_matrix, jsonable, scores
 from .model import Segmenter
@@ -191,7 +191,7 @@ class _Numbered(Dataset):
         if not (isinstance(item, dict) and {'pixel_values', 'labels'} <= set(item)):
             raise ValueError(f'The data set gives {list(item) if isinstance(item, dict) else type(item).__name__}, '
                              "but a sample is {'pixel_values': (3,H,W), 'labels': (H,W)}.")
-        x, y = (torch.as_tensor(item[k]) for k in ('pixel_values', 'labels'))
+        x, y = (torch.as_tensor(np.array(item[k]) if hasattr(item[k], 'convert') else item[k]) for k in ('pixel_values', 'labels'))
         return dict(pixel_values=x, labels=y if i >= 0 else torch.full_like(y, IGNORE))
 
 class _Collate:
@@ -510,7 +510,8 @@ def _drop_incomplete(run):
     last = _last_checkpoint(run)
     for p in run.glob('checkpoint-*'):
         if last is None or p.name[11:].isdigit() and int(p.name[11:]) > int(last.name[11:]): shutil.rmtree(p)
-    shutil.rmtree(run/'best.new', ignore_errors=True)
+    for p in [run/'best.new', *run.glob('.best.new-*')]: shutil.rmtree(p, ignore_errors=True)
+    for p in run.glob('.tmp-*'): p.unlink(missing_ok=True)
     if (run/'best.old').exists() and not (run/'best').exists(): (run/'best.old').rename(run/'best')
     shutil.rmtree(run/'best.old', ignore_errors=True)
 
@@ -940,6 +941,8 @@ def _wandb_key():
 # %% ../nbs/lib/13_train.ipynb #8bedc14b
 def _as_data(data, segmenter, seed, size_hw):
     "Two data sets from a prepared folder or a pair."
+    if isinstance(data, DataLoader) or isinstance(data, (tuple, list)) and any(isinstance(d, DataLoader) for d in data):
+        raise ValueError('data is a DataLoader, but fit makes its own batches: pass the data sets (loader.dataset) and batch_size=.')
     if isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(data[0], (str, Path)): return tuple(data)
     path = getattr(data, 'path', data)
     if isinstance(path, (str, Path)): return load_data(path, segmenter.labels, size_hw=size_hw, seed=seed)
@@ -950,12 +953,13 @@ def _check(segmenter, data, loss):
     for what, ds in zip(('training', 'validation'), data):
         if not len(ds): raise ValueError(f'The {what} data holds no image: prepare with another split, or give other data.')
         space = getattr(ds, 'labels', None)
+        if hasattr(ds, 'raw'): check_dataset(ds)
+        else: check_samples(ds, space or segmenter.labels)
         if space is None: continue
         check_model(segmenter, space, weight=loss.weight)
         if list(space.names) != list(segmenter.labels.names):
             raise ValueError(f'The {what} data has the classes {list(space.names)[:5]}, the model {list(segmenter.labels.names)[:5]}: '
                              'build the model with the label space of the data.')
-        if hasattr(ds, 'raw'): check_dataset(ds)
 
 # %% ../nbs/lib/13_train.ipynb #bf492065
 _OURS = dict(learning_rate='lr', per_device_train_batch_size='batch_size', num_train_epochs='epochs', output_dir='out',
@@ -1009,8 +1013,8 @@ def _open_run(path, settings, info, resume):
             for p in [*path.glob('checkpoint-*'), path/'best', path/'best.new', path/'best.old', path/'pictures']: shutil.rmtree(p, ignore_errors=True)
             for f in ('history.csv', 'config.json'): (path/f).unlink(missing_ok=True)
         elif diff := _differences(old['settings'], settings):
-            raise ValueError(f'{path.name!r} holds a run with other settings: {"; ".join(diff)}. Give another name=, '
-                             'the same settings to go on, or resume=False to start again.')
+            raise ValueError(f'{path.name!r} holds a run with other settings: {"; ".join(diff)}. Give another folder, '
+                             'the same settings to go on, or resume=False (--no_resume) to start again.')
         else:
             if not old.get('finished'): _drop_incomplete(path)
             return
