@@ -56,6 +56,13 @@ def sync(device):
 def clock_of(a): return time.process_time if getattr(a, 'cpu_time', False) else time.perf_counter
 
 
+def plain(net, x):
+    "Logits at the size of photos that the data set has normalised, as the tutorials do it."
+    y = net(x)
+    y = getattr(y, 'logits', y)
+    return y if y.shape[-2:] == x.shape[-2:] else F.interpolate(y, x.shape[-2:], mode='bilinear', align_corners=False)
+
+
 def loop(seg, data, a, device, bf16=False, channels_last=False, compiled=False):
     "The loop of chapter 02. Returns seconds per step and the share spent waiting for data, first steps left out."
     from seglab.dataset import collate
@@ -70,7 +77,8 @@ def loop(seg, data, a, device, bf16=False, channels_last=False, compiled=False):
         sync(device); t0 = clock()
         batch = {k: v.to(device, non_blocking=True) for k, v in next(it).items()}
         t1 = clock()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16): logits = net(batch['pixel_values'])
+        x = batch['pixel_values']
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16): logits = net(x) if x.dtype == torch.uint8 else plain(seg.net, x)
         loss = F.cross_entropy(logits, batch['labels'].long(), ignore_index=255)
         opt.zero_grad()
         loss.backward()

@@ -386,12 +386,14 @@ _KILLED = "a process that loads photos was ended from outside, perhaps for want 
 def _unbroken(loader):
     "The loader's batches; what went wrong in a process that loads photos is told as if it had gone wrong here."
     batches = iter(loader)
-    while True:
-        try: groups = next(batches, None)
-        except (OSError, EOFError): raise RuntimeError(_KILLED) from None        # it died while it handed over a batch
-        if groups is None: return
-        if isinstance(groups, Exception): raise groups
-        yield groups
+    try:
+        while True:
+            try: groups = next(batches, None)
+            except (OSError, EOFError): raise RuntimeError(_KILLED) from None    # it died while it handed over a batch
+            if groups is None: return
+            if isinstance(groups, Exception): raise groups
+            yield groups
+    finally: del batches                                                        # its processes end now, not when somebody sweeps
 
 @contextmanager
 def _alive():

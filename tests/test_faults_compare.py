@@ -95,8 +95,10 @@ def test_a_data_worker_killed_by_the_system(data, wanted, tmp_path):
     assert until(lambda: n_files(tmp_path/'r') > 2, p)
     for c in [int(c) for t in Path(f'/proc/{p.pid}/task').iterdir() for c in (t/'children').read_text().split()]: os.kill(c, signal.SIGKILL)
     said = p.communicate(timeout=120)[1]
-    assert p.returncode == 1 and 'ended from outside' in said and 'run the same again' in said
-    one_sentence(said)
+    # Python itself says so when torch's alarm goes off inside a destructor; what we say is the last line
+    *others, ours = said.strip().splitlines()
+    assert p.returncode == 1 and 'ended from outside' in ours and 'run the same again' in ours and (not others or others[0].startswith('Exception ignored in')), said
+    one_sentence(ours)
     again(data, tmp_path/'r')
     assert contents(tmp_path/'r') == wanted
 
@@ -193,7 +195,7 @@ def test_a_disk_without_locks(data, wanted, tmp_path, monkeypatch):
 
 def test_a_clock_that_jumps(data, wanted, tmp_path, monkeypatch):
     ticks = iter(range(10**6, 0, -3600))
-    for clock in ('time', 'perf_counter', 'monotonic'): monkeypatch.setattr(module.time, clock, lambda: float(next(ticks, -1e9)))
+    monkeypatch.setattr(module.time, 'time', lambda: float(next(ticks, -1e9)))      # the wall clock; the monotonic ones do not jump
     again(data, tmp_path/'r')
     monkeypatch.undo()
     assert contents(tmp_path/'r') == wanted

@@ -133,7 +133,7 @@ def test_what_a_killed_process_left_is_swept(coco, wanted, tmp_path, monkeypatch
 
     def ends(path, data):
         writes[0] += 1
-        if writes[0] > 60: raise KeyboardInterrupt
+        if writes[0] > 100: raise KeyboardInterrupt
         write(path, data)
     def begin():
         writes[0] = 0
@@ -143,7 +143,7 @@ def test_what_a_killed_process_left_is_swept(coco, wanted, tmp_path, monkeypatch
         return (out/'.journal').read_bytes().splitlines(keepends=True)
     lines = begin()
     for folder in (out, out/'images', out/'masks'): (folder/'.tmp-0123-4').write_bytes(b'half')
-    assert len(lines) > 8
+    assert 8 < len(lines) < 100        # one portion is noted, the second was cut
     (out/'.journal').write_bytes(b''.join(lines[:-1]) + lines[-1][:len(lines[-1])//2])
     sorted((out/'masks').glob('*.png'))[k].unlink()
     more = begin()
@@ -267,7 +267,7 @@ def test_two_on_the_same_folder(coco, wanted, tmp_path):
 
 def test_a_clock_that_jumps(coco, wanted, tmp_path, monkeypatch):
     ticks = iter(range(10**6, 0, -3600))
-    for clock in ('time', 'perf_counter', 'monotonic'): monkeypatch.setattr(masks.time, clock, lambda: float(next(ticks, -1e9)))
+    monkeypatch.setattr(masks.time, 'time', lambda: float(next(ticks, -1e9)))      # the wall clock; the monotonic ones do not jump
     prepare(*coco, tmp_path/'out', size=64, workers=1)
     monkeypatch.undo()
     assert digest(tmp_path/'out') == wanted
