@@ -32,11 +32,11 @@ def stepwise(upto, annotations, photos, out, n):
     values, other, _ = sm._choose(file.categories, None, 'category_id')
     job = dict(values=values, other=other, crowd='ignore', overlap='smallest', size_hw=(SIZE, SIZE) if has('grid') else None, fit='squash')
     items = sm._plan([file], [.2], n)[0]
-    for some in (items[i:i + 16] for i in range(0, len(items), 16)):
+    for some in (items[i:i + 32] for i in range(0, len(items), 32)):
         for item, (mask, _) in zip(some, sm._masks([(i.anns, i.height, i.width) for i in some], job)):
             path = os.path.join(photos, item.file_name)
             if not has('grid'): mask = cv2.resize(mask, (SIZE, SIZE), interpolation=cv2.INTER_NEAREST_EXACT)
-            photo = sm._decode(sm._image_bytes(path), item.file_name, None, sm._buffer)[0] if has('decode') else cv2.imread(path)
+            photo = sm._decode(sm._image_bytes(path), item.file_name, None, True)[0] if has('decode') else cv2.imread(path)
             photo = sm.resize_image(photo, (SIZE, SIZE)) if has('shrink') else cv2.resize(photo, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
             if has('encode'):
                 sm.write_atomic(f'{out}/images/{item.stem}.jpg', sm._encode(photo, False))
@@ -62,10 +62,10 @@ def stages(annotations, photos, out, n):
     items = timed('read', sm._plan, [file], [.2], n)[0]
     values, other, _ = sm._choose(file.categories, None, 'category_id')
     job = dict(values=values, other=other, crowd='ignore', overlap='smallest', size_hw=(SIZE, SIZE), fit='squash')
-    for some in (items[i:i + 16] for i in range(0, len(items), 16)):
+    for some in (items[i:i + 32] for i in range(0, len(items), 32)):
         for item, (mask, _) in zip(some, timed('paint', sm._masks, [(i.anns, i.height, i.width) for i in some], job)):
             data = timed('write', sm._image_bytes, os.path.join(photos, item.file_name))
-            photo = timed('shrink', sm.resize_image, timed('decode', sm._decode, data, item.file_name, None, sm._buffer)[0], (SIZE, SIZE))
+            photo = timed('shrink', sm.resize_image, timed('decode', sm._decode, data, item.file_name, None, True)[0], (SIZE, SIZE))
             files = timed('encode', lambda: (sm._encode(photo, False), sm._png(mask)))
             for suffix, data in zip(('jpg', 'png'), files): timed('write', sm.write_atomic, f'{out}/{item.stem}.{suffix}', data)
     return {k: v/n*1e3 for k, v in took.items()}

@@ -43,7 +43,7 @@ def workers():
     return int(os.environ.get('SEGLAB_WORKERS') or min(2, os.cpu_count() or 1))
 
 # files that take minutes begin first, so that two processes end together; all others follow by name
-LONG = 'share', 'cli', 'gpu_script', 'train_distributed', 'compare', 'model', 'tracking', 'train_resume', 'faults_prepare', 'gates'
+LONG = 'share', 'cli', 'bench', 'gpu_script', 'train_distributed', 'compare', 'model', 'tracking', 'train_resume', 'faults_prepare', 'gates'
 
 def test_files():
     "Test files, the long ones first."

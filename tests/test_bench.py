@@ -1,0 +1,28 @@
+"""The benchmarks run, each on tiny input; what they find is no test's business."""
+import json, re, subprocess, sys
+from pathlib import Path
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1]/'bench'
+sys.path.insert(0, str(BENCH))
+from all import FULL, QUICK  # noqa: E402
+
+
+@pytest.mark.parametrize('name', FULL)
+def test_every_option_is_known_to_its_script(name):
+    text = (BENCH/f'{name}.py').read_text()
+    for word in FULL[name] + QUICK[name]:
+        if word.startswith('--'): assert f"add_argument('{word}'" in text, f'{name}.py has no {word}'
+
+
+def test_all_of_them_run(tmp_path):
+    done = subprocess.run([sys.executable, BENCH/'all.py', '--tiny', '--out', tmp_path], capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0 and done.stdout.rstrip().endswith(f'bench: {len(FULL)} done, 0 failed'), done.stdout[-2000:] + done.stderr[-3000:]
+    for name in FULL:
+        kept = json.loads((tmp_path/f'bench_{name}.json').read_text())
+        assert kept['mode'] == 'tiny' and kept['result'] and re.match(r'20\d\d-', kept['date']) and kept['machine']['processor']
+
+
+def test_what_is_unknown_is_told():
+    done = subprocess.run([sys.executable, BENCH/'all.py', 'prepair'], capture_output=True, text=True)
+    assert done.returncode == 2 and 'no benchmark called prepair' in done.stderr
