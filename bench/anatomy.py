@@ -42,7 +42,7 @@ def stepwise(upto, annotations, photos, out, n):
                 sm.write_atomic(f'{out}/images/{item.stem}.jpg', sm._encode(photo, False))
                 sm.write_atomic(f'{out}/masks/{item.stem}.png', sm._png(mask))
             else:
-                cv2.imwrite(f'{out}/images/{item.stem}.jpg', photo[..., ::-1] if has('decode') else photo)
+                cv2.imwrite(f'{out}/images/{item.stem}.jpg', cv2.cvtColor(photo, cv2.COLOR_RGB2BGR) if has('decode') else photo)
                 cv2.imwrite(f'{out}/masks/{item.stem}.png', mask)
 
 def same_masks(a, b):

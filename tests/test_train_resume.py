@@ -1,5 +1,5 @@
 "Killed at any moment and called again, `fit` ends with the same weights and the same history, bit for bit."
-import os, shutil, signal, sys
+import os, shutil, signal, sys, traceback
 from pathlib import Path
 import cv2, numpy as np, pytest, torch
 import accelerate, segmentation_models_pytorch                            # imported once here, not in each child
@@ -106,6 +106,7 @@ def undisturbed(data, tmp_path_factory):
     pid = os.fork()
     if pid == 0:
         try: go(data, out); os._exit(0)
+        except BaseException: traceback.print_exc()
         finally: os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
     return Run(out)
@@ -122,6 +123,7 @@ def test_killed_and_resumed(workers, deaths, data, undisturbed, tmp_path):
     pid = os.fork()
     if pid == 0:
         try: go(data, out, workers=workers, seed=99); os._exit(0)
+        except BaseException: traceback.print_exc()
         finally: os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
     same(undisturbed, Run(out))
@@ -133,6 +135,7 @@ def test_photos_kept_on_the_device_resume_too(data, tmp_path):
         pid = os.fork()
         if pid == 0:
             try: go(data, out, on_device=True, side=48); os._exit(0)
+            except BaseException: traceback.print_exc()
             finally: os._exit(1)
         assert os.waitpid(pid, 0)[1] == 0
         return Run(out)
