@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-FULL = dict(start=[], read_coco=['ANNOTATIONS'], prepare=['ANNOTATIONS', 'PHOTOS', '--ram', 'RAM'], anatomy=['ANNOTATIONS', 'PHOTOS', '--out', 'RAM'],
+FULL = dict(start=[], read_coco=['ANNOTATIONS'], prepare=['ANNOTATIONS', 'PHOTOS', '--ram', 'RAM', '--times', '4', '--repeats', '3'], anatomy=['ANNOTATIONS', 'PHOTOS', '--out', 'RAM'],
             loader=['--coco', 'COCO'], metrics=[], evaluate=[], train_step=[])
 QUICK = dict(start=['--repeats', '3'], read_coco=['--megabytes', '60', '--repeats', '2'], prepare=['--n', '120', '--repeats', '2'],
              anatomy=['--n', '120', '--repeats', '1'], loader=['--photos', '120', '--rounds', '2'], metrics=[],

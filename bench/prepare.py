@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Time `seglab.prepare` beside the plain way, interleaved in one run.
 
-    python bench/prepare.py ANNOTATIONS PHOTOS [--repeats 5] [--n 0] [--ram FOLDER] [--disk FOLDER]
+    python bench/prepare.py ANNOTATIONS PHOTOS [--repeats 5] [--n 0] [--times 1] [--ram FOLDER] [--disk FOLDER]
     python bench/prepare.py --tiny              draws its own few photos; proves that the script works
 
 The plain way is what a competent student writes: `COCO()`, `annToMask` for each annotation, photos by
@@ -68,6 +68,12 @@ def floor(annotations, photos, out, n):
     for item in seglab_masks._plan([seglab_masks.read_coco(annotations)], [.2], n)[0]:
         seglab_masks._decode(seglab_masks._image_bytes(os.path.join(photos, item.file_name)), item.file_name, None, reuse=True)
 
+def photo_alone(annotations, photos, out, n):
+    "The photo's part of the work, by the libraries alone and without a file written: decode, shrink, encode. No mask is made."
+    for item in seglab_masks._plan([seglab_masks.read_coco(annotations)], [.2], n)[0]:
+        image = seglab_masks._decode(seglab_masks._image_bytes(os.path.join(photos, item.file_name)), item.file_name, None, reuse=True)[0]
+        seglab_masks._encode(seglab_masks.resize_image(image, (SIZE, SIZE)), False)
+
 def audit(annotations, n):
     "What is judged of good annotations before anything is painted, and nothing else; parsing is not part of it."
     file = seglab_masks.read_coco(annotations)
@@ -100,6 +106,20 @@ def tiny(folder):
     (folder/'instances.json').write_text(json.dumps(coco))
     return folder/'instances.json', folder/'photos'
 
+def copies(annotations, photos, folder, times):
+    "The same photos `times` over -> annotation file and folder of a larger data set, on the RAM disk."
+    whole = json.loads(Path(annotations).read_text())
+    more, step = dict(whole, images=[], annotations=[]), 1 + max(x['id'] for k in ('images', 'annotations') for x in whole[k])
+    (folder/'copies').mkdir()
+    for k in range(times):
+        for image in whole['images']:
+            name = f'{k}_{os.path.basename(image["file_name"])}'
+            shutil.copy(os.path.join(photos, image['file_name']), folder/'copies'/name)
+            more['images'].append(dict(image, id=image['id'] + k*step, file_name=name))
+        more['annotations'] += [dict(a, id=a['id'] + k*step, image_id=a['image_id'] + k*step) for a in whole['annotations']]
+    (folder/'copies.json').write_text(json.dumps(more))
+    return str(folder/'copies.json'), str(folder/'copies')
+
 def machine():
     "The processor's name, where the system tells it."
     lines = Path('/proc/cpuinfo').read_text().splitlines() if os.path.exists('/proc/cpuinfo') else []
@@ -128,7 +148,7 @@ def rounds(ways, folders, repeats):
 ROWS = [('files, one process', 'plain_1', 'seglab_1'), ('files, two processes', 'plain_2', 'seglab_2'),
         ('packed, one process', 'plain_1', 'seglab_pack_1'), ('packed, two processes', 'plain_2', 'seglab_pack_2'),
         ('seglab, two processes against one', 'seglab_1', 'seglab_2'), ('masks only', 'plain_masks', 'seglab_masks'),
-        ('the floor: decoding alone', 'plain_1', 'decode_only'), ('files, one process, on disk', 'plain_1_disk', 'seglab_1_disk')]
+        ('the floor: decoding alone', 'plain_1', 'decode_only'), ('decoded, shrunk, encoded; no mask', 'plain_1', 'photo_only'), ('files, one process, on disk', 'plain_1_disk', 'seglab_1_disk')]
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -136,6 +156,7 @@ def main():
     p.add_argument('photos', nargs='?')
     p.add_argument('--repeats', type=int, default=5)
     p.add_argument('--n', type=int, default=0, help='only the first so many photos')
+    p.add_argument('--times', type=int, default=1, help='take the photos so many times over')
     p.add_argument('--ram', default='/dev/shm' if os.access('/dev/shm', os.W_OK) else None, help='a folder on a RAM disk')
     p.add_argument('--disk', default=None, help='a folder on a disk; default: the folder for temporary files')
     p.add_argument('--tiny', action='store_true')
@@ -144,30 +165,31 @@ def main():
     cv2.setNumThreads(1)                                                               # one process is one core, for both
     with tempfile.TemporaryDirectory(dir=a.ram) as ram, tempfile.TemporaryDirectory(dir=a.disk) as disk:
         files, photos = map(str, tiny(Path(ram)) if a.tiny else (a.annotations, a.photos))
+        if a.times > 1: files, photos = copies(files, photos, Path(ram), a.times)
         there = len(seglab_masks.read_coco(files).images)
         n = min(a.n or there, there)
         ways = dict(plain_1=lambda o: plain(files, photos, o, n), seglab_1=lambda o: ours(files, photos, o, n),
                     plain_2=lambda o: plain(files, photos, o, n, 2), seglab_2=lambda o: ours(files, photos, o, n, 2),
                     seglab_pack_1=lambda o: ours(files, photos, o, n, pack=True), seglab_pack_2=lambda o: ours(files, photos, o, n, 2, pack=True),
                     plain_masks=lambda o: plain(files, photos, o, n, photo_too=False), seglab_masks=lambda o: ours_masks(files, photos, o, n),
-                    decode_only=lambda o: floor(files, photos, o, n), audit_only=audit(files, n))
+                    decode_only=lambda o: floor(files, photos, o, n), photo_only=lambda o: photo_alone(files, photos, o, n), audit_only=audit(files, n))
         ways = {k: (w, 'ram') for k, w in ways.items()} | {k + '_disk': (ways[k], 'disk') for k in ('plain_1', 'seglab_1')}
         folders = dict(ram=Path(ram), disk=Path(disk))
         if not a.tiny: rounds(ways, folders, 1)                                        # warms up
         wall, cpu = rounds(ways, folders, 1 if a.tiny else a.repeats)
-    report(wall, cpu, n)
+    report(wall, cpu, n, a.times)
 
-def report(wall, cpu, n):
+def report(wall, cpu, n, times):
     "The table, and one line of JSON."
     def ratio(d, x, y): return round(statistics.median(p/max(q, 1e-9) for p, q in zip(d[x], d[y])), 3)
     ms, cpu_ms = ({k: round(statistics.median(v)/n*1e3, 3) for k, v in d.items()} for d in (wall, cpu))
     ratios, cpu_ratios = ({name: ratio(d, x, y) for name, x, y in ROWS} for d in (wall, cpu))
-    print(f'{n} photos, {SIZE}x{SIZE}; milliseconds a photo and ratios, by the clock and by the processor; medians of {len(wall["plain_1"])}\n')
+    print(f'{n} photos{f" ({times} copies of each)" if times > 1 else ""}, {SIZE}x{SIZE}; milliseconds a photo and ratios, by the clock and by the processor; medians of {len(wall["plain_1"])}\n')
     print(f'{"":36}{"plain":>8}{"seglab":>8}{"ratio":>8}{"":4}{"cpu: plain":>12}{"seglab":>8}{"ratio":>8}')
     for name, x, y in ROWS: print(f'{name:36}{ms[x]:8.2f}{ms[y]:8.2f}{ratios[name]:7.2f}x{"":4}{cpu_ms[x]:12.2f}{cpu_ms[y]:8.2f}{cpu_ratios[name]:7.2f}x')
     share = {k: ratio(wall, 'audit_only', k) for k in ('seglab_1', 'seglab_masks')}
     print(f'\nthe audit of good annotations: {ms["audit_only"]:.3f} ms a photo, {share["seglab_1"]:.1%} of prepare, {share["seglab_masks"]:.1%} of the masks alone')
     print(json.dumps(dict(bench='prepare', date=datetime.date.today().isoformat(), machine=machine(), cores=os.cpu_count(), load=round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None,
-                          versions=versions(), photos=n, ms_per_photo=ms, cpu_ms_per_photo=cpu_ms, ratios=ratios, cpu_ratios=cpu_ratios, audit_share=share)))
+                          versions=versions(), photos=n, times=times, ms_per_photo=ms, cpu_ms_per_photo=cpu_ms, ratios=ratios, cpu_ratios=cpu_ratios, audit_share=share)))
 
 if __name__ == '__main__': main()

@@ -613,7 +613,7 @@ def on_evaluate(self:_Watching, args, state, control, metrics, **kw):
     best = _is_best(values, job.high)
     if state.is_world_process_zero:
         if best: job.save_best(self.trainer, state)
-        pictures = job.draw(self.trainer, state)
+        pictures = job._draw(self.trainer, state)
         job.progress.epoch(state, best)
         if job.wandb: job.wandb.log_evaluation(self.trainer, state, pictures, best)
     if job.out_of_patience(state.log_history): control.should_training_stop = True
@@ -672,7 +672,7 @@ class _Job:
 
 @patch
 @torch.no_grad()
-def draw(self:_Job, trainer, state):
+def _draw(self:_Job, trainer, state):
     "Write the picture grid of this epoch; returns (images, truths, predictions), each a list of arrays."
     if not self.n_pictures: return None
     seg, ds = self.segmenter, _Numbered(trainer.eval_dataset)
@@ -988,11 +988,16 @@ def _no_accelerator():
     "Is there nothing but the CPU?"
     return not (torch.accelerator if hasattr(torch, 'accelerator') else torch.cuda).is_available()
 
+def _multiplies_bf16():
+    "Has the CPU instructions for bf16? Where it has none, PyTorch emulates them, slower than fp32."
+    return bool(getattr(torch.cpu, 'get_capabilities', dict)().get('avx512_bf16'))
+
 def _pick_precision(precision, use_cpu=False):
     "'bf16' or 'fp32'."
     if precision in ('bf16', 'fp32'): return precision
     if precision != 'auto': raise ValueError(f"precision={precision!r}: take 'auto', 'fp32' or 'bf16'.")
-    return 'bf16' if torch.cuda.is_available() and not use_cpu and torch.cuda.is_bf16_supported() else 'fp32'
+    if torch.cuda.is_available() and not use_cpu: return 'bf16' if torch.cuda.is_bf16_supported() else 'fp32'
+    return 'bf16' if (use_cpu or _no_accelerator()) and _multiplies_bf16() else 'fp32'
 
 # %% ../nbs/lib/13_train.ipynb #6e056e65
 def _folder_name(name, segmenter):
@@ -1105,7 +1110,7 @@ def fit(
     weight_decay:float=0.01, # of AdamW, torch's default
     keep_best:str='loss', # what decides which weights are kept: 'loss' or 'mean_iou', on the validation data
     patience:int=None, # stop after so many evaluations without a better one; None: never
-    precision:str='auto', # 'fp32', 'bf16', or 'auto': bf16 on a GPU that has it, fp32 elsewhere
+    precision:str='auto', # 'fp32', 'bf16', or 'auto': bf16 where the GPU or the CPU multiplies it in hardware, fp32 elsewhere
     compile:bool=False, # run the step through torch.compile?
     on_device:bool=False, # keep all photos on the device and change them there (mirror, zoom, shift, light) in place of the data's own augmentation?
     resume:bool=True, # go on with a run of the same settings? False: start again, replacing what the folder holds

@@ -102,6 +102,13 @@ def test_a_data_worker_killed_by_the_system(data, wanted, tmp_path):
     again(data, tmp_path/'r')
     assert contents(tmp_path/'r') == wanted
 
+@pytest.mark.parametrize('said', ['DataLoader worker (pid 7) is killed by signal: Killed.', 'received 0 items of ancdata', 'unable to open shared memory object </torch_7> in read-write mode'])
+def test_whatever_torch_says_of_a_lost_worker_becomes_our_sentence(said):
+    with pytest.raises(RuntimeError, match='ended from outside.*run the same again'):
+        with module._alive(): raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match='another fault'):
+        with module._alive(): raise RuntimeError('another fault')
+
 # --- the disk
 
 def small_disk(folder, options):

@@ -5,10 +5,12 @@ nbdev processes the notebooks (API blocks, links between symbols), smalldocs ren
 `nbdev_docs` builds the same pages from the same configuration.
 """
 import ast, json, re, shutil, subprocess, sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from latex2mathml.converter import convert
 from nbdev.config import get_config
 from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
@@ -21,6 +23,8 @@ PRIVATE_LINK = re.compile(r'\[(`(?:\w+\.)*_\w+(?:\.\w+)*`)\]\([^)]*\)')   # the 
 PRIVATE_BLOCK = re.compile(r'^#+ (?:\w+\.)*_(?!_)\w*', re.M)
 INHERITED = re.compile(r'^\*(?:Return repr\(self\)|Return hash\(self\)|Return self==value|Helper for pickle)\.\*', re.M)
 WEB_FONT = re.compile(r'@import url\([^)]*fonts\.googleapis\.com[^)]*\);?')
+MATH = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
+KATEX = re.compile(r'<link[^>]*katex[^>]*>|<script[^>]*katex[^>]*></script>')
 SIGNATURE_LINK = re.compile(r'\[([^\]]*)\]\([^)]*\)')
 
 def page_name(path): return path.with_name(NUMBER.sub('', path.name))
@@ -100,6 +104,11 @@ def keep_fonts_at_home(site):
     "Take the theme's web font out: the page then asks no other host for it, and looks the same without a network."
     for css in site.rglob('themes/*.css'): css.write_text(WEB_FONT.sub('', css.read_text(encoding='utf-8')), encoding='utf-8')
 
+def keep_math_at_home(site):
+    "Write formulas as MathML, which browsers draw themselves, so that no page fetches KaTeX."
+    def drawn(m): return convert(unescape(m[2]), display='block' if m[1] == 'display' else 'inline')
+    for page in site.rglob('*.html'): page.write_text(KATEX.sub('', MATH.sub(drawn, page.read_text(encoding='utf-8'))), encoding='utf-8')
+
 class Links(HTMLParser):
     "The ids and the links of one page."
     def __init__(self, text):
@@ -144,6 +153,7 @@ def main():
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
     shutil.move(cache/cfg.doc_path.name, cfg.doc_path)
     keep_fonts_at_home(cfg.doc_path)
+    keep_math_at_home(cfg.doc_path)
     bad = broken_links(cfg.doc_path.resolve())
     for page, link in bad: print(f'docs: {page}: broken link {link}', file=sys.stderr)
     if bad: sys.exit(f'docs: {len(bad)} broken links')
