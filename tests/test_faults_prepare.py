@@ -234,6 +234,13 @@ def test_a_read_only_folder(coco, tmp_path):
     finally: subprocess.run(['umount', '-l', small], capture_output=True)
 
 
+@pytest.mark.parametrize('theirs', [b'[1, 2]', b'{"name": "prepare"}', b'{"settings": [64]}', b'no JSON', b'\xff', b''])
+def test_a_prepare_json_of_somebody_else_is_left_alone(coco, tmp_path, theirs):
+    (tmp_path/'prepare.json').write_bytes(theirs)
+    with pytest.raises(ValueError, match='holds a prepare.json that is not ours: choose another folder'): prepare(*coco, tmp_path, size=64, workers=1)
+    assert (tmp_path/'prepare.json').read_bytes() == theirs and [p.name for p in tmp_path.iterdir() if p.name[0] != '.'] == ['prepare.json']
+
+
 # --- things that change underneath
 
 class Thief(ThreadPoolExecutor):
@@ -243,6 +250,7 @@ class Thief(ThreadPoolExecutor):
         self.n += 1
         if self.n == 3: self.photo.unlink()
         return super().submit(*args, **kw)
+
 
 
 def test_a_photo_deleted_under_the_reader(coco, tmp_path):

@@ -111,6 +111,13 @@ def test_a_file_where_the_folder_should_be(data, tmp_path):
     assert (tmp_path/'run').read_text() == 'mine'
 
 
+
+def test_a_folder_of_somebody_else_is_left_alone(data, tmp_path):
+    (tmp_path/'thesis.txt').write_text('mine')
+    with pytest.raises(ValueError, match='is not empty and holds no run'): go(data, tmp_path)
+    assert [p.name for p in tmp_path.iterdir() if p.name[0] != '.'] == ['thesis.txt'] and (tmp_path/'thesis.txt').read_text() == 'mine'
+
+
 # --- data and workers that go away
 
 @pytest.mark.parametrize('workers', [0, 2])
