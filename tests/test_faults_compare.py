@@ -206,6 +206,7 @@ def test_a_clock_that_jumps(data, wanted, tmp_path, monkeypatch):
     again(data, tmp_path/'r')
     monkeypatch.undo()
     assert contents(tmp_path/'r') == wanted
+    assert all(0 < m['seconds'] < 600 for m in json.loads((tmp_path/'r'/'scores.json').read_text())['models'].values())
 
 # --- runs
 

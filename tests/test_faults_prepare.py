@@ -279,6 +279,7 @@ def test_a_clock_that_jumps(coco, wanted, tmp_path, monkeypatch):
     prepare(*coco, tmp_path/'out', size=64, workers=1)
     monkeypatch.undo()
     assert digest(tmp_path/'out') == wanted
+    assert 0 <= json.loads((tmp_path/'out'/'prepare.json').read_text())['seconds'] < 600
 
 
 # --- other executors
