@@ -268,6 +268,7 @@ class CocoFile:
 # %% ../nbs/00_masks.ipynb #cfc18a22
 def _text(v, default): return v.encode('utf-8', 'replace').decode() if isinstance(v, str) else default
 
+# %% ../nbs/00_masks.ipynb #2b5c5cd1
 def _categories(raw, name):
     "The categories as clean dicts, sorted by id. One id with two names is an error."
     out = {}
@@ -334,6 +335,7 @@ class _Bad(Exception):
     "Why an annotation is dropped."
     def __init__(self, code, detail=''): self.code, self.detail = code, detail
 
+# %% ../nbs/00_masks.ipynb #fe6c2b03
 def _is_numbers(v): return isinstance(v, list) and set(map(type, v)) <= {int, float}
 def _is_pairs(v): return isinstance(v, list) and len(v) > 2 and all(_is_numbers(p) and len(p) == 2 for p in v)
 
@@ -753,6 +755,7 @@ def _formats():
     Image.init()
     return [f for f in ('JPEG', 'PNG', 'BMP', 'GIF', 'TIFF', 'WEBP', 'PPM', 'JPEG2000', 'AVIF') if f in Image.OPEN]
 
+# %% ../nbs/00_masks.ipynb #67a9b05c
 def _to_rgb(im):
     "A PIL image of any mode -> (H,W,3) uint8."
     if im.mode[0] == 'F': raise ValueError('its pixels are floats, of no stated range')
