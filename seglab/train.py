@@ -878,7 +878,7 @@ def _told(path):
         if (told := _sentence(e, path)) is None: raise
         raise told from e
 
-# %% ../nbs/lib/13_train.ipynb #fc85f491
+# %% ../nbs/lib/13_train.ipynb #cc1274fa
 class Run:
     "A run folder: settings, history, best weights and their scores."
     def __init__(self,
@@ -888,18 +888,23 @@ class Run:
         if not (self.path/'config.json').is_file():
             raise FileNotFoundError(f'{self.path} is not a run folder, config.json is missing: give the folder that fit wrote.')
 
-    @property
-    def name(self)->str: # the folder's name
-        "What the run is called."
-        return self.path.name
-    @property
-    def config(self)->dict: # settings, versions, device, whether finished
-        "What was asked for, and on what it ran."
-        return json.loads((self.path/'config.json').read_text())
-    @property
-    def finished(self)->bool: # True when nothing is left to train
-        "Did it come to its end?"
-        return bool(self.config.get('finished'))
+# %% ../nbs/lib/13_train.ipynb #1dca65bc
+@patch(as_prop=True)
+def name(self:Run)->str: # the folder's name
+    "What the run is called."
+    return self.path.name
+
+# %% ../nbs/lib/13_train.ipynb #13091163
+@patch(as_prop=True)
+def config(self:Run)->dict: # settings, versions, device, whether finished
+    "What was asked for, and on what it ran."
+    return json.loads((self.path/'config.json').read_text())
+
+# %% ../nbs/lib/13_train.ipynb #7f425af2
+@patch(as_prop=True)
+def finished(self:Run)->bool: # True when nothing is left to train
+    "Did it come to its end?"
+    return bool(self.config.get('finished'))
 
 # %% ../nbs/lib/13_train.ipynb #6a9614ea
 @patch(as_prop=True)
@@ -910,12 +915,13 @@ def history(self:Run)->object: # DataFrame, NaN where a row has no such value
     table = pd.DataFrame([[float(v or 'nan') for v in row] for row in rows], columns=columns, dtype=float)
     return table.astype({'step': 'int64'})
 
-# %% ../nbs/lib/13_train.ipynb #f4ae23df
+# %% ../nbs/lib/13_train.ipynb #10b792d2
 @patch(as_prop=True)
 def best(self:Run)->Path: # folder
     "Where the best weights are."
     return self.path/'best'
 
+# %% ../nbs/lib/13_train.ipynb #aca90ad9
 @patch(as_prop=True)
 def scores(self:Run)->dict: # mean_iou, per_category_iou, …, loss, step, epoch, confusion_matrix
     "The validation scores of the best weights."
@@ -923,6 +929,7 @@ def scores(self:Run)->dict: # mean_iou, per_category_iou, …, loss, step, epoch
     if not path.is_file(): raise FileNotFoundError(f'{self.path} has no best weights yet: train it further.')
     return json.loads(path.read_text())
 
+# %% ../nbs/lib/13_train.ipynb #60d3a61c
 @patch
 def load(self:Run)->Segmenter: # the best weights, in eval mode, on the CPU
     "The best model."
