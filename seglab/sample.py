@@ -36,7 +36,7 @@ class _Pen:
     def line(self, *xy, width): cv2.polylines(self.sheet, [self._px(*xy)], False, 255, self._len(width))
     def poly(self, *xy): cv2.fillPoly(self.sheet, [self._px(*xy)], 255)
 
-# %% ../nbs/lib/10_sample.ipynb #6493c8ff
+# %% ../nbs/lib/10_sample.ipynb #2a9d1697
 def _person(pen, pose):
     arm = [(.27, .12), (.33, -.16), (.30, -.36)][pose]
     pen.oval(0, -.37, .115)
@@ -45,6 +45,7 @@ def _person(pen, pose):
         pen.line(s*.13, -.19, s*arm[0], arm[1], width=.08)
         pen.line(s*.05, .10, s*(.07 + .05*pose), .46, width=.095)
 
+# %% ../nbs/lib/10_sample.ipynb #4bc0dc92
 def _dog(pen, pose):
     pen.oval(.04, .04, .29, .14)
     pen.line(-.18, -.02, -.33, -.14, width=.15)
@@ -62,7 +63,7 @@ def _zebra(pen, pose):
     pen.line(.32, -.03, .40, .20 - .06*pose, width=.035)
     for x in (-.17, -.07, .19, .28): pen.line(x, .08, x + .03*(pose - 1), .46, width=.065)
 
-# %% ../nbs/lib/10_sample.ipynb #d664a1f0
+# %% ../nbs/lib/10_sample.ipynb #c9131763
 def _umbrella(pen, pose):
     pen.oval(0, 0, .47, .36 + .04*pose, 0, 180, 360)
     for x in (-.315, 0, .315): pen.oval(x, .01, .155, .07, ink=0)
@@ -74,6 +75,7 @@ def _donut(pen, pose):
     pen.oval(0, 0, .47)
     pen.oval(0, 0, .15 + .03*pose, ink=0)
 
+# %% ../nbs/lib/10_sample.ipynb #fdc64534
 def _chair(pen, pose):
     for s in (-1, 1): pen.line(s*.25, -.45, s*.25, .45, width=.075)
     pen.poly(-.33, .02, .33, .02, .36, .14, -.36, .14)
@@ -97,12 +99,13 @@ def _silhouette(category_id, pose):
     outer = [parent < 0 for parent in tree[0, :, 3]]
     return [r for r, o in zip(rings, outer) if o], [r for r, o in zip(rings, outer) if not o]
 
-# %% ../nbs/lib/10_sample.ipynb #0613ffdd
+# %% ../nbs/lib/10_sample.ipynb #8107cd89
 def _colour(rng, light=None):
     "A colour of any hue."
     hsv = rng.integers(180), rng.integers(60, 190), rng.integers(90, 240) if light is None else light
     return cv2.cvtColor(np.uint8([[hsv]]), cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
 
+# %% ../nbs/lib/10_sample.ipynb #b82804f9
 def _noise(rng, h, w, cells):
     "Smooth noise in 0..1: random grids of three finenesses, enlarged and added."
     out = np.zeros((h, w), np.float32)
@@ -111,10 +114,12 @@ def _noise(rng, h, w, cells):
         out += share * cv2.resize(rng.random((gh, gw), np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
     return out
 
+# %% ../nbs/lib/10_sample.ipynb #1dbef831
 def _mix(a, b, t): return a + (b - a)*np.asarray(t, np.float32)[..., None]  # (H,W,3)
+
 def _where(cond, a, b): return np.where(cond[..., None], a, b)
 
-# %% ../nbs/lib/10_sample.ipynb #2e9b92d2
+# %% ../nbs/lib/10_sample.ipynb #91d64811
 def _plaid(u, v, n, a, b, rng):
     skin = np.float32([[255, 219, 190], [224, 172, 125], [141, 85, 50], [90, 56, 37]][rng.integers(4)])
     shirt, trousers = _mix(a, b, ((np.sin(75*u) > 0).astype(np.float32) + (np.sin(75*v) > 0))/2), _mix(b*.55, b*.4, n)
@@ -122,16 +127,20 @@ def _plaid(u, v, n, a, b, rng):
     head = _where(v < -.41 + .06*n, a*.35, face)
     return _where(v < -.245, head, _where(v < .10, shirt, trousers))
 
+# %% ../nbs/lib/10_sample.ipynb #26647f37
 def _spots(u, v, n, a, b, rng): return _mix(a, b, n > .53)
+
 def _stripes(u, v, n, a, b, rng): return _mix(a, b, np.sin(62*(u + .35*v) + 5*n) > .1)
+
 def _grain(u, v, n, a, b, rng): return _mix(a, .5*a, .5 + .5*np.sin(_chair_axis(u, v) + 12*n))
+
 def _chair_axis(u, v): return np.where(np.abs(np.abs(u) - .25) < .045, 60*u, 60*v)
 
 def _sectors(u, v, n, a, b, rng):
     sector = np.floor((np.arctan2(v - .25, u) + np.pi) / (np.pi/9)) % 2
     return _where(v > 0, np.float32(60), _mix(a, b, sector))
 
-# %% ../nbs/lib/10_sample.ipynb #e4945191
+# %% ../nbs/lib/10_sample.ipynb #ab20e3ca
 _CELLS = np.array([(i + .5*(j % 2), j*.87) for i in range(-2, 3) for j in range(-2, 3)], np.float32)*.5
 
 def _panels(u, v, n, a, b, rng):
@@ -140,6 +149,7 @@ def _panels(u, v, n, a, b, rng):
     d = np.partition([np.hypot(u*bulge - p, v*bulge - q) for p, q in _CELLS], 1, axis=0)
     return _mix(a, b, (d[0] < .15) | (d[1] - d[0] < .03))
 
+# %% ../nbs/lib/10_sample.ipynb #0c96c083
 def _sprinkles(u, v, n, a, b, rng):
     r = np.hypot(u, v)
     out = _mix(b, a, (r < .40 + .05*(n - .5)) & (r > .21))
@@ -156,7 +166,7 @@ def _bristles(u, v, n, a, b, rng):
 
 _TEXTURES = {1: _plaid, 18: _spots, 24: _stripes, 28: _sectors, 37: _panels, 60: _sprinkles, 62: _grain, 90: _bristles}
 
-# %% ../nbs/lib/10_sample.ipynb #cc6cafe1
+# %% ../nbs/lib/10_sample.ipynb #b7925f27
 def _meadow(rng, y, x, depth, n):
     patches = _noise(rng, *y.shape, 5)
     return None, _mix(_colour(rng, 150), _colour(rng, 110), np.clip(1.6*n + .5*patches - .55, 0, 1))
@@ -165,6 +175,7 @@ def _room(rng, y, x, depth, n):
     wall = _mix(_colour(rng, 200), _colour(rng, 170), (np.sin(x*70) > .6)*.35 + .1*n)
     return wall, _mix(_colour(rng, 150), _colour(rng, 90), (np.floor(x*9/(.35 + depth)) % 2)*.35 + .4*n)
 
+# %% ../nbs/lib/10_sample.ipynb #c979078b
 def _beach(rng, y, x, depth, n):
     sea = _mix(_colour(rng, 170), np.float32([240, 250, 250]), np.clip(_noise(rng, *y.shape, 14) - .35, 0, 1))
     return None, _where(depth < .25, sea, _mix(np.float32([222, 203, 160]), np.float32([180, 150, 110]), n))
@@ -176,7 +187,7 @@ def _street(rng, y, x, depth, n):
     wall = _where((y*26 % 1 < .12) | (col % 1 < .06), np.float32([190, 185, 178]), bricks)
     return wall, _mix(np.float32([140, 140, 140]), np.float32([95, 95, 100]), n)
 
-# %% ../nbs/lib/10_sample.ipynb #3043e61c
+# %% ../nbs/lib/10_sample.ipynb #5a545f92
 def _ground(rng, h, w):
     "A ground to stand on and something behind it."
     y, x = np.mgrid[:h, :w].astype(np.float32) / max(h, w)
@@ -189,13 +200,14 @@ def _ground(rng, h, w):
         behind = _mix(_colour(rng, 225), np.float32([235, 240, 245]), clouds)
     return _where(y < horizon, behind, below)  # (H,W,3) float32, 0..255
 
-# %% ../nbs/lib/10_sample.ipynb #16486946
-_TILT = {37: np.pi, 60: np.pi, 90: np.pi, 28: .5}  # how far each category may lean, in radians
-
+# %% ../nbs/lib/10_sample.ipynb #00f8861f
 def _raster(rings, h, w):
     "The pixels that COCO's rasteriser gives to these rings."
     if not rings: return np.zeros((h, w), bool)
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([r.ravel().tolist() for r in rings], h, w))).astype(bool)
+
+# %% ../nbs/lib/10_sample.ipynb #1316740e
+_TILT = {37: np.pi, 60: np.pi, 90: np.pi, 28: .5}  # how far each category may lean, in radians
 
 def _place(rng, category_id, h, w, size, center):
     "Put a silhouette into the picture: its rings in pixels and its true mask."
@@ -208,7 +220,7 @@ def _place(rng, category_id, h, w, size, center):
     mask = _raster(outer, h, w) & ~_raster(holes, h, w)
     return dict(category_id=category_id, turn=turn, center=np.array(center), rings=outer, holes=bool(holes), mask=mask)
 
-# %% ../nbs/lib/10_sample.ipynb #438a2b19
+# %% ../nbs/lib/10_sample.ipynb #6871e005
 def _paint(image, obj, rng):
     "Paint an object's texture onto its mask, with light, a soft edge and a shadow."
     mask, (h, w) = obj['mask'], obj['mask'].shape
@@ -228,7 +240,7 @@ def _paint(image, obj, rng):
     part *= 1 - .35*shadow*(1 - soft)
     part += (texture*(1.08 - .28*(u + v)[..., None])*(.55 + .45*blur) - part)*soft
 
-# %% ../nbs/lib/10_sample.ipynb #1f1b530e
+# %% ../nbs/lib/10_sample.ipynb #6f6429ba
 def _centers(rng, n, h, w):
     "Where n objects go: of a few random spots each, the one farthest from the others."
     spots = []
@@ -237,6 +249,7 @@ def _centers(rng, n, h, w):
         spots.append(max(tries, key=lambda p: min((np.hypot(*(p - q)) for q in spots), default=0)))
     return spots
 
+# %% ../nbs/lib/10_sample.ipynb #abeb387b
 def _objects(rng, index, h, w):
     "One to four objects: a large one and smaller ones, every category in turn."
     ids, n = [c['id'] for c in SAMPLE_CATEGORIES], int(rng.integers(1, 5))
@@ -244,13 +257,14 @@ def _objects(rng, index, h, w):
     return [_place(rng, ids[(index*3 + k*5 + int(rng.integers(2))) % 8], h, w, min(h, w)*size, center)
             for k, (size, center) in enumerate(zip(sizes, _centers(rng, n, h, w)))]
 
+# %% ../nbs/lib/10_sample.ipynb #7a20a682
 def _crowd(rng, index, h, w):
     "A row of small people or balls far away, seen as one thing."
     cid, size, y = (1, 37)[index//8 % 2], .22*min(h, w), rng.uniform(.4, .6)*h
     xs = rng.uniform(.1, .6)*w + np.arange(int(rng.integers(5, 9)))*size*.45
     return [_place(rng, cid, h, w, size*rng.uniform(.8, 1), (x, y + rng.uniform(-.2, .2)*size)) for x in xs]
 
-# %% ../nbs/lib/10_sample.ipynb #b82df94b
+# %% ../nbs/lib/10_sample.ipynb #6e4df661
 def _rle(mask, packed):
     "COCO's RLE of a mask: plain counts, or counts packed into a string."
     if packed:
@@ -260,6 +274,7 @@ def _rle(mask, packed):
     ends = np.flatnonzero(np.diff(flat)) + 1
     return dict(size=list(mask.shape), counts=[0]*bool(flat[0]) + np.diff([0, *ends, flat.size]).tolist())
 
+# %% ../nbs/lib/10_sample.ipynb #12fa166e
 def _annotation(obj, form, iscrowd=0):
     "A COCO annotation of an object, its ids aside."
     ys, xs = np.nonzero(obj['mask'])
@@ -336,10 +351,11 @@ def make_sample(
     write_atomic(path/'annotations'/'instances_sample.json', json.dumps(coco).encode())
     return path
 
-# %% ../nbs/lib/10_sample.ipynb #dcddf903
+# %% ../nbs/lib/10_sample.ipynb #16f90963
 _SQUARE = [20., 20., 60., 20., 60., 50., 20., 50.]  # a healthy ring inside every photo of 96x128 and more
 _GONE = object()                                    # this key is left out
 
+# %% ../nbs/lib/10_sample.ipynb #829886b4
 def _broken_annotations(h, w):
     "What is wrong -> the keys of a healthy annotation that it changes."
     seg = lambda s: dict(segmentation=s)
@@ -370,7 +386,7 @@ def _broken_annotations(h, w):
         'id is a boolean': dict(id=True), 'iscrowd is text': dict(iscrowd='yes'), 'duplicate annotation id': dict(id=90000500),
     }
 
-# %% ../nbs/lib/10_sample.ipynb #2d15ac92
+# %% ../nbs/lib/10_sample.ipynb #7ef77007
 def _jpeg(image, **kw):
     "A photo as JPEG bytes, written by Pillow."
     from PIL import Image
@@ -378,9 +394,11 @@ def _jpeg(image, **kw):
     Image.fromarray(image, **{k: kw.pop(k) for k in ('mode',) if k in kw}).save(out, 'jpeg', quality=92, **kw)
     return out.getvalue()
 
+# %% ../nbs/lib/10_sample.ipynb #069ef483
 def _png_chunk(kind, data):
     return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 
+# %% ../nbs/lib/10_sample.ipynb #a509aba1
 def _broken_photos(image):
     "What is wrong -> (file name, bytes or None, keys of the image entry that it changes)."
     from PIL import Image
@@ -404,7 +422,7 @@ def _broken_photos(image):
         'duplicate image id': ('twice.jpg', jpg, dict(id=900000)),
     }
 
-# %% ../nbs/lib/10_sample.ipynb #677ef0a1
+# %% ../nbs/lib/10_sample.ipynb #5cc7fb3d
 def _entry(healthy, change): return {k: v for k, v in {**healthy, **change}.items() if v is not _GONE}
 
 def _write_photo(path, data):
@@ -416,6 +434,7 @@ def _write_photo(path, data):
         except OSError: return  # where links are not allowed the photo is simply missing
     elif data is not None: write_atomic(path, data)
 
+# %% ../nbs/lib/10_sample.ipynb #5676bc7b
 def _add_broken(coco, path):
     "Add one of every broken annotation, on one healthy photo, and one of every broken photo."
     image = cv2.resize(draw_scene(0, seed=7).image, (160, 120), interpolation=cv2.INTER_AREA)
@@ -432,7 +451,7 @@ def _add_broken(coco, path):
         coco['images'].append(_entry(dict(photo, file_name=name, id=900001 + k, broken=what), change))
         coco['annotations'].append(dict(healthy, id=90001000 + k, image_id=900001 + k))
 
-# %% ../nbs/lib/10_sample.ipynb #57bbb3a3
+# %% ../nbs/lib/10_sample.ipynb #32989073
 _OTHER_TASKS = ('panoptic_', 'captions_', 'person_keypoints_', 'stuff_', 'image_info_')
 
 def _photo_names(annotations, most=20):
@@ -446,6 +465,7 @@ def _photo_names(annotations, most=20):
             at = m.end()
     return [n for n in names if not PurePosixPath(n).is_absolute() and '..' not in PurePosixPath(n).parts]
 
+# %% ../nbs/lib/10_sample.ipynb #4cc53a74
 def _photo_folder(annotations, names, root):
     "The folder that holds most of these photos, or None."
     split = annotations.stem.removeprefix('instances_')
@@ -457,7 +477,7 @@ def _photo_folder(annotations, names, root):
     best = max(held, key=held.get)
     return best if held[best] else None
 
-# %% ../nbs/lib/10_sample.ipynb #bae4b22b
+# %% ../nbs/lib/10_sample.ipynb #1c830152
 def find_coco(
     path:str|os.PathLike, # A folder that holds a COCO data set, or one annotation file
 ) -> list: # (annotation file, photo folder) pairs, sorted
@@ -492,7 +512,7 @@ COCO_ZIPS = dict(
     annotations=CocoZip('annotations/annotations_trainval2017.zip', 252_907_541,
                         '113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268', 6))
 
-# %% ../nbs/lib/10_sample.ipynb #74843efe
+# %% ../nbs/lib/10_sample.ipynb #483de861
 def _offered(response):
     "Where an answer's bytes start and how long the whole file is (None where it does not say)."
     if response.status == 206:
@@ -502,6 +522,7 @@ def _offered(response):
     length = response.headers.get('Content-Length')
     return 0, int(length) if length and length.isdigit() else None
 
+# %% ../nbs/lib/10_sample.ipynb #cc044d15
 def _read_on(url, file, tag, size, timeout, bar):
     "Ask for what is missing and append it; returns when the server has no more to say."
     have, headers = file.tell(), {'User-Agent': 'seglab', 'Accept-Encoding': 'identity'}
@@ -522,8 +543,9 @@ def _read_on(url, file, tag, size, timeout, bar):
             file.write(block)
             bar.update(len(block))
 
-# %% ../nbs/lib/10_sample.ipynb #5a88910c
+# %% ../nbs/lib/10_sample.ipynb #58bb074b
 _BUSY = (408, 416, 425, 429, 500, 502, 503, 504)
+
 _BROKEN_LINE = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 def _bar(*args, **kw):
@@ -531,6 +553,7 @@ def _bar(*args, **kw):
     in_notebook = 'ipykernel' in sys.modules and not os.environ.get('IN_TEST')
     return tqdm(*args, **kw, disable=False if in_notebook else None)
 
+# %% ../nbs/lib/10_sample.ipynb #f1a30f0e
 @contextlib.contextmanager
 def _disk_may_fill(path):
     "Turn a full disk into a sentence."
@@ -539,6 +562,7 @@ def _disk_may_fill(path):
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
         raise OSError(e.errno, f"the disk is full ({e.strerror}); make room and run the same again", str(path)) from e
 
+# %% ../nbs/lib/10_sample.ipynb #0aff6a6d
 @contextlib.contextmanager
 def _alone(file):
     "Hold a file for this process only; where the system has no such locks, do nothing."
@@ -549,6 +573,7 @@ def _alone(file):
         except BlockingIOError as e: raise ValueError(f"another process is writing {file.name}; wait for it, or give another folder") from e
     yield
 
+# %% ../nbs/lib/10_sample.ipynb #c26694f5
 def _download(url, part, size, timeout, retries, backoff):
     "Bring `url` into the file `part`, going on from what is there."
     tag, best, failed = part.with_name(part.name + '.etag'), part.stat().st_size if part.exists() else 0, 0
@@ -570,7 +595,7 @@ def _download(url, part, size, timeout, retries, backoff):
             if have < size: time.sleep(min(backoff*2**failed, 30))
     tag.unlink(missing_ok=True)
 
-# %% ../nbs/lib/10_sample.ipynb #2c946f2c
+# %% ../nbs/lib/10_sample.ipynb #25dd851d
 def _check_zip(archive, folder, packed):
     "Refuse entries that leave `folder`, links, and more bytes than a zip of photos can hold."
     for entry in archive.infolist():
@@ -584,6 +609,7 @@ def _check_zip(archive, folder, packed):
     if total > 20*packed + 1_000_000: raise ValueError(f"{archive.filename} is refused: {packed} bytes would unpack to {total}")
     return total
 
+# %% ../nbs/lib/10_sample.ipynb #693ad38e
 def _move_in(source, target):
     "Move a finished folder to its place, or its files into the folder that is there already."
     if not target.exists(): return os.replace(source, target)
@@ -593,7 +619,13 @@ def _move_in(source, target):
         to.parent.mkdir(parents=True, exist_ok=True)
         os.replace(f, to)
 
-# %% ../nbs/lib/10_sample.ipynb #10a326b1
+# %% ../nbs/lib/10_sample.ipynb #d92e8bb7
+def _check_room(path, need, what):
+    "Refuse to begin what the disk cannot hold."
+    free = shutil.disk_usage(path).free
+    if free < need: raise OSError(f"{path} has {free/1e9:.1f} GB free, {what} needs {need/1e9:.1f} GB; make room or give another folder")
+
+# %% ../nbs/lib/10_sample.ipynb #9ff17e9a
 def _unpack(zip_path, path, folder):
     "Unpack a zip's `folder` into `path`, all of it or nothing."
     temp = path/f'.unpack-{folder}'
@@ -612,12 +644,7 @@ def _unpack(zip_path, path, folder):
         raise ValueError(f"{zip_path.name} cannot be unpacked ({e}); delete it and fetch again") from e
     finally: shutil.rmtree(temp, ignore_errors=True)
 
-def _check_room(path, need, what):
-    "Refuse to begin what the disk cannot hold."
-    free = shutil.disk_usage(path).free
-    if free < need: raise OSError(f"{path} has {free/1e9:.1f} GB free, {what} needs {need/1e9:.1f} GB; make room or give another folder")
-
-# %% ../nbs/lib/10_sample.ipynb #99e02b47
+# %% ../nbs/lib/10_sample.ipynb #aaf08458
 def _sha256(file, size):
     digest = hashlib.sha256()
     with open(file, 'rb') as f, _bar(total=size, unit='B', unit_scale=True, desc=f'check {file.name}') as bar:
@@ -633,6 +660,7 @@ def _wrong(z, part):
     found = _sha256(part, size)
     if found != z.sha256: return f"SHA-256 {found[:12]}…, wanted {z.sha256[:12]}…"
 
+# %% ../nbs/lib/10_sample.ipynb #e820c40d
 def _fetch_zip(z, path, name, base_url, **patience):
     "Download, verify and unpack one zip, alone from the first byte to the last file."
     own = path/PurePosixPath(z.address).name
@@ -644,6 +672,7 @@ def _fetch_zip(z, path, name, base_url, **patience):
     if part != own: part.unlink(missing_ok=True)
     if wrong: raise ValueError(f"{part.name} is not COCO's file ({wrong}); " + ("delete it" if part == own else "it was deleted") + " and fetch again")
 
+# %% ../nbs/lib/10_sample.ipynb #6425d74e
 def _sweep(z, path, name):
     "Delete what a killed process left of a zip that is unpacked already."
     part = path/(PurePosixPath(z.address).name + '.part')
@@ -679,7 +708,7 @@ def fetch_coco(
     for name in todo: _fetch_zip(zips[name], path, name, base_url, timeout=timeout, retries=retries, backoff=backoff)
     return path
 
-# %% ../nbs/lib/10_sample.ipynb #8965b976
+# %% ../nbs/lib/10_sample.ipynb #c8394541
 def _pool(rng, n, h, w):
     "Annotations as text, ids aside: round polygons with COCO's number of points, one in a hundred a crowd."
     out = []
@@ -694,6 +723,7 @@ def _pool(rng, n, h, w):
         out.append(json.dumps(body)[:-1])
     return out
 
+# %% ../nbs/lib/10_sample.ipynb #779cf82f
 def _big_chunks(n_images, n_annotations, seed, h, w):
     "The text of a big COCO file, piece by piece."
     rng = np.random.default_rng(seed)

@@ -25,13 +25,14 @@ from .dataset import class_weights as _balanced
 from .metrics import confusion_matrix, jsonable, scores
 from .model import Segmenter
 
-# %% ../nbs/lib/13_train.ipynb #d9050656
+# %% ../nbs/lib/13_train.ipynb #1c131b11
 def _ce(logits, labels, valid, weight):
     "Sum of the cross-entropy over valid pixels; as `F.cross_entropy`, weights divide out."
     num = F.cross_entropy(logits, labels, weight, ignore_index=IGNORE, reduction='sum')
     den = valid.sum() if weight is None else weight[torch.where(valid, labels, 0)].masked_fill(~valid, 0).sum()
     return num, den
 
+# %% ../nbs/lib/13_train.ipynb #8bc1f80b
 def _focal(logits, labels, valid, weight):
     "smp's focal loss with the mean taken over valid pixels only."
     import segmentation_models_pytorch as smp
@@ -42,13 +43,14 @@ def _focal(logits, labels, valid, weight):
     each = torch.where(valid[:, None], each, 0).sum((0, 2, 3))                                # (K,)
     return (each * w).sum() / w.sum(), valid.sum()
 
-# %% ../nbs/lib/13_train.ipynb #2f9e9612
+# %% ../nbs/lib/13_train.ipynb #f0239f7e
 def _dice(logits, labels, valid, weight):
     "smp's Dice loss; a class without true pixels in the batch counts as 0."
     import segmentation_models_pytorch as smp
     loss = smp.losses.DiceLoss('multiclass', ignore_index=IGNORE, class_weights=weight)(logits, labels)
     return loss * valid.sum(), valid.sum()
 
+# %% ../nbs/lib/13_train.ipynb #d633b93d
 def _lovasz(logits, labels, valid, weight):
     "smp's Lovász loss over the classes present; it knows no class weights."
     import segmentation_models_pytorch as smp
@@ -56,6 +58,7 @@ def _lovasz(logits, labels, valid, weight):
     loss = smp.losses.LovaszLoss('multiclass', ignore_index=IGNORE)(logits, labels)
     return loss * valid.sum(), valid.sum()
 
+# %% ../nbs/lib/13_train.ipynb #e4f206af
 def _foreign(func):
     "Any callable(logits, labels) that gives a mean."
     def term(logits, labels, valid, weight):
@@ -65,7 +68,7 @@ def _foreign(func):
 
 _TERMS = dict(ce=_ce, dice=_dice, focal=_focal, lovasz=_lovasz)
 
-# %% ../nbs/lib/13_train.ipynb #b9ecfaf2
+# %% ../nbs/lib/13_train.ipynb #065442e8
 class SegLoss(nn.Module):
     "A weighted sum of loss terms, each kept as (sum, divisor) until the end."
     def __init__(self,
@@ -78,24 +81,6 @@ class SegLoss(nn.Module):
         self.register_buffer('factors', torch.tensor([float(c) for c, _ in terms]), persistent=False)
         self.register_buffer('weight', weight, persistent=False)
 
-    def sums(self,
-        logits:torch.Tensor, # (B,K,H,W) float
-        labels:torch.Tensor, # (B,H,W) class indices, 255 = ignore
-    )->tuple: # what each term summed and what it is to be divided by, both (T,) float
-        "The two numbers of each term."
-        labels, valid, kind = labels.long(), labels != IGNORE, torch.promote_types(logits.dtype, torch.float32)
-        with torch.autocast(logits.device.type, enabled=False):
-            pairs = [f(logits.to(kind), labels, valid, self.weight) for f in self.funcs]
-        num, den = (torch.stack([torch.as_tensor(p[i], device=logits.device).to(kind) for p in pairs]) for i in (0, 1))
-        return num, den                                                                       # (T,), (T,)
-
-    def join(self,
-        num:torch.Tensor, # (T,) sums, of one batch or of many
-        den:torch.Tensor, # (T,) divisors, of the same batches
-    )->torch.Tensor: # scalar; 0 where the divisor is 0
-        "One number from the sums."
-        return (self.factors.to(num) * num / den.clamp_min(torch.finfo(torch.float32).tiny)).sum()
-
     def forward(self,
         logits:torch.Tensor, # (B,K,H,W) float
         labels:torch.Tensor, # (B,H,W) class indices, 255 = ignore
@@ -107,7 +92,45 @@ class SegLoss(nn.Module):
         "The loss' name."
         return self.name + (', class weights' if self.weight is not None else '')
 
-# %% ../nbs/lib/13_train.ipynb #02503204
+# %% ../nbs/lib/13_train.ipynb #71b17bb1
+@patch
+def sums(self:SegLoss,
+    logits:torch.Tensor, # (B,K,H,W) float
+    labels:torch.Tensor, # (B,H,W) class indices, 255 = ignore
+)->tuple: # what each term summed and what it is to be divided by, both (T,) float
+    "The two numbers of each term."
+    labels, valid, kind = labels.long(), labels != IGNORE, torch.promote_types(logits.dtype, torch.float32)
+    with torch.autocast(logits.device.type, enabled=False):
+        pairs = [f(logits.to(kind), labels, valid, self.weight) for f in self.funcs]
+    num, den = (torch.stack([torch.as_tensor(p[i], device=logits.device).to(kind) for p in pairs]) for i in (0, 1))
+    return num, den                                                                       # (T,), (T,)
+
+# %% ../nbs/lib/13_train.ipynb #13f8ed46
+@patch
+def join(self:SegLoss,
+    num:torch.Tensor, # (T,) sums, of one batch or of many
+    den:torch.Tensor, # (T,) divisors, of the same batches
+)->torch.Tensor: # scalar; 0 where the divisor is 0
+    "One number from the sums."
+    return (self.factors.to(num) * num / den.clamp_min(torch.finfo(torch.float32).tiny)).sum()
+
+# %% ../nbs/lib/13_train.ipynb #bf05b453
+def _weight_vector(weights, labels):
+    "Class weights as a (K,) tensor, checked."
+    if isinstance(weights, dict):
+        if labels is None: raise ValueError('Class weights by name need the label space: pass labels=.')
+        unknown = sorted(set(weights) - set(labels.names))
+        if unknown: raise ValueError(f'class_weights name {unknown}, but the classes are {list(labels.names)}.')
+        weights = [weights.get(n, 1.) for n in labels.names]
+    w = torch.as_tensor(np.asarray(weights, dtype=np.float32))
+    if labels is not None and w.shape != (labels.num_labels,):
+        raise ValueError(f'class_weights have shape {tuple(w.shape)}, but there are {labels.num_labels} classes: '
+                         'give one number for each, in class order, or a dict by name.')
+    if not (w.isfinite().all() and (w >= 0).all() and w.sum() > 0):
+        raise ValueError('class_weights must be finite, not negative, and not all 0.')
+    return w
+
+# %% ../nbs/lib/13_train.ipynb #445bb8f9
 def get_loss(
     loss='ce', # 'ce', 'dice', 'focal', 'lovasz', a sum such as 'ce+0.5*dice', or any callable(logits, labels) -> mean
     labels=None, # LabelSpace, to check and name the class weights; None when there are none
@@ -128,23 +151,7 @@ def get_loss(
         raise ValueError(f"loss={loss!r} takes no class weights: use ce, dice or focal, or leave class_weights out.")
     return SegLoss(terms, str(loss), w)
 
-# %% ../nbs/lib/13_train.ipynb #50f03eab
-def _weight_vector(weights, labels):
-    "Class weights as a (K,) tensor, checked."
-    if isinstance(weights, dict):
-        if labels is None: raise ValueError('Class weights by name need the label space: pass labels=.')
-        unknown = sorted(set(weights) - set(labels.names))
-        if unknown: raise ValueError(f'class_weights name {unknown}, but the classes are {list(labels.names)}.')
-        weights = [weights.get(n, 1.) for n in labels.names]
-    w = torch.as_tensor(np.asarray(weights, dtype=np.float32))
-    if labels is not None and w.shape != (labels.num_labels,):
-        raise ValueError(f'class_weights have shape {tuple(w.shape)}, but there are {labels.num_labels} classes: '
-                         'give one number for each, in class order, or a dict by name.')
-    if not (w.isfinite().all() and (w >= 0).all() and w.sum() > 0):
-        raise ValueError('class_weights must be finite, not negative, and not all 0.')
-    return w
-
-# %% ../nbs/lib/13_train.ipynb #1657bdcc
+# %% ../nbs/lib/13_train.ipynb #c410c5c7
 class _Batches:
     "Batches of (epoch, index) for one process; a negative index is a filler."
     def __init__(self, n, batch_size, seed=0, world=1, rank=0, drop_last=False):
@@ -164,10 +171,12 @@ class _Batches:
             batch = order[i*step:(i+1)*step]
             yield [(epoch, j) for j in batch[self.rank::self.world]] or [(epoch, ~batch[0])]
 
-    def share(self, i):
-        "None where in batch i every process has a photo; else 1 where this one has, 0 where it has a filler."
-        photos = self.n - i * self.batch_size * self.world
-        return None if photos >= self.world else float(self.rank < photos)
+# %% ../nbs/lib/13_train.ipynb #d86b3227
+@patch
+def _share(self:_Batches, i):
+    "None where in batch i every process has a photo; else 1 where this one has, 0 where it has a filler."
+    photos = self.n - i * self.batch_size * self.world
+    return None if photos >= self.world else float(self.rank < photos)
 
 # %% ../nbs/lib/13_train.ipynb #483d85ac
 class _ValBatches:
@@ -178,7 +187,16 @@ class _ValBatches:
     def __len__(self): return len(self.mine)
     def __iter__(self): return iter(self.mine)
 
-# %% ../nbs/lib/13_train.ipynb #4f7bd0a4
+# %% ../nbs/lib/13_train.ipynb #6a8aded8
+def _as_sample(item):
+    "Photo and labels as tensors, from a pair or a dict."
+    if isinstance(item, (tuple, list)) and len(item) == 2: item = dict(zip(('pixel_values', 'labels'), item))
+    if not (isinstance(item, dict) and {'pixel_values', 'labels'} <= set(item)):
+        raise ValueError(f'The data set gives {list(item) if isinstance(item, dict) else type(item).__name__}, '
+                         "but a sample is {'pixel_values': (3,H,W), 'labels': (H,W)}.")
+    return [torch.as_tensor(np.array(item[k]) if hasattr(item[k], 'convert') else item[k]) for k in ('pixel_values', 'labels')]
+
+# %% ../nbs/lib/13_train.ipynb #cb013deb
 class _Numbered(Dataset):
     "A data set that is asked for (epoch, index) and answers with a sample of uint8 labels."
     def __init__(self, ds): self.ds = ds
@@ -186,14 +204,10 @@ class _Numbered(Dataset):
     def __getitem__(self, key):
         epoch, i = key
         if hasattr(self.ds, 'set_epoch') and getattr(self.ds, 'epoch', None) != epoch: self.ds.set_epoch(epoch)
-        item = self.ds[i if i >= 0 else ~i]
-        if isinstance(item, (tuple, list)) and len(item) == 2: item = dict(zip(('pixel_values', 'labels'), item))
-        if not (isinstance(item, dict) and {'pixel_values', 'labels'} <= set(item)):
-            raise ValueError(f'The data set gives {list(item) if isinstance(item, dict) else type(item).__name__}, '
-                             "but a sample is {'pixel_values': (3,H,W), 'labels': (H,W)}.")
-        x, y = (torch.as_tensor(np.array(item[k]) if hasattr(item[k], 'convert') else item[k]) for k in ('pixel_values', 'labels'))
+        x, y = _as_sample(self.ds[i if i >= 0 else ~i])
         return dict(pixel_values=x, labels=y if i >= 0 else torch.full_like(y, IGNORE))
 
+# %% ../nbs/lib/13_train.ipynb #d4d70231
 class _Collate:
     "Stack samples into a batch and check its labels."
     def __init__(self, num_labels): self.num_labels = num_labels
@@ -205,12 +219,13 @@ class _Collate:
         if batch['labels'].dtype != torch.uint8 and self.num_labels <= IGNORE: batch['labels'] = batch['labels'].byte()
         return batch
 
-# %% ../nbs/lib/13_train.ipynb #fdda7f7d
+# %% ../nbs/lib/13_train.ipynb #87f8f610
 def _drawn(key, seed, zoom=(.8, 2.), shift=.1, light=.2):
     "What happens to one photo: [mirror, zoom, shift down, shift right, contrast, brightness]."
     g = np.random.default_rng((seed, *key))
     return [g.choice([-1., 1.]), math.exp(g.uniform(*np.log(zoom))), *g.uniform(-shift, shift, 2), *g.uniform(1 - light, 1 + light, 1), g.uniform(-light, light)]
 
+# %% ../nbs/lib/13_train.ipynb #6fe393a6
 def _changed(x, y, drawn):
     "A batch mirrored, zoomed, shifted and lit: (B,3,H,W) uint8, (B,H,W) uint8 and (B,6) in, the first two out."
     mirror, zoom, down, right, contrast, brightness = drawn.T
@@ -222,36 +237,48 @@ def _changed(x, y, drawn):
     y = F.grid_sample(y[:, None].float() - IGNORE, grid, mode='nearest', align_corners=False)[:, 0] + IGNORE  # outside: 0 + 255
     return x.clamp(0, 255).round().byte(), y.byte()
 
+# %% ../nbs/lib/13_train.ipynb #abe1fdb5
+def _all_of(ds, raw):
+    "Every photo and its labels, as two tensors on the CPU; raw: without the data set's own transforms."
+    items = _Numbered(ds)
+    if raw: pairs = ((torch.from_numpy(x).permute(2, 0, 1), torch.from_numpy(y)) for x, y in map(ds.raw, range(len(ds))))
+    else: pairs = ((s['pixel_values'], s['labels']) for s in (items[0, i] for i in range(len(ds))))
+    x, y = zip(*pairs)
+    if len({t.shape for t in y}) > 1: raise ValueError('on_device=True wants photos of one size: prepare them with a size, or leave it out.')
+    return torch.stack(x), torch.stack(y)                                                     # (N,3,H,W), (N,H,W)
 
-# %% ../nbs/lib/13_train.ipynb #14851eac
+# %% ../nbs/lib/13_train.ipynb #51a316a2
 class _OnDevice:
     "A data set kept whole on a device; called with keys, it gives their batch there."
     def __init__(self, ds, device, num_labels, seed=None):
-        items = _Numbered(ds)
-        if seed is not None and hasattr(ds, 'raw'): pairs = ((torch.from_numpy(x).permute(2, 0, 1), torch.from_numpy(y)) for x, y in map(ds.raw, range(len(ds))))
-        else: pairs = ((s['pixel_values'], s['labels']) for s in (items[0, i] for i in range(len(ds))))
-        x, y = zip(*pairs)
-        if len({t.shape for t in y}) > 1: raise ValueError('on_device=True wants photos of one size: prepare them with a size, or leave it out.')
-        self.x, self.y, self.seed, self.device = torch.stack(x).to(device), torch.stack(y).to(device), seed, device
-        wanted = items[0, 0]['labels'].shape
-        if self.y.shape[1:] != wanted: raise ValueError(f'on_device=True takes photos as they were prepared, {tuple(self.y.shape[1:])}, but the samples are to be {tuple(wanted)}: prepare them with that size.')
-        if self.x.dtype != torch.uint8: raise ValueError(f'on_device=True wants photos of bytes, not {self.x.dtype}: leave it out.')
-        for labels in torch.stack(y).split(64):
+        x, y = _all_of(ds, raw=seed is not None and hasattr(ds, 'raw'))
+        self.x, self.y, self.seed, self.device = x.to(device), y.to(device), seed, device
+        self._is_as_asked(_Numbered(ds)[0, 0]['labels'].shape)
+        for labels in y.split(64):
             try: check_labels(labels, num_labels)
             except LabelError as e:
                 if e.cause != 'all_ignored': raise
         self.y = self.y.byte()
 
-    def __call__(self, keys):
-        "A batch, from pairs of (epoch, index)."
-        at = torch.tensor([max(i, ~i) for _, i in keys], device=self.device)
-        x, y = self.x[at], self.y[at]
-        if self.seed is not None:
-            drawn = [_drawn((epoch, max(i, ~i)), self.seed) for epoch, i in keys]
-            x, y = _changed(x, y, torch.tensor(drawn, dtype=torch.float32, device=self.device))
-        for k, (_, i) in enumerate(keys):
-            if i < 0: y[k] = IGNORE
-        return dict(pixel_values=x, labels=y)
+# %% ../nbs/lib/13_train.ipynb #a7361ab6
+@patch
+def _is_as_asked(self:_OnDevice, wanted):
+    "Are these the photos the data set would give?"
+    if self.y.shape[1:] != wanted: raise ValueError(f'on_device=True takes photos as they were prepared, {tuple(self.y.shape[1:])}, but the samples are to be {tuple(wanted)}: prepare them with that size.')
+    if self.x.dtype != torch.uint8: raise ValueError(f'on_device=True wants photos of bytes, not {self.x.dtype}: leave it out.')
+
+# %% ../nbs/lib/13_train.ipynb #ec8d8678
+@patch
+def __call__(self:_OnDevice, keys):
+    "A batch, from pairs of (epoch, index)."
+    at = torch.tensor([max(i, ~i) for _, i in keys], device=self.device)
+    x, y = self.x[at], self.y[at]
+    if self.seed is not None:
+        drawn = [_drawn((epoch, max(i, ~i)), self.seed) for epoch, i in keys]
+        x, y = _changed(x, y, torch.tensor(drawn, dtype=torch.float32, device=self.device))
+    for k, (_, i) in enumerate(keys):
+        if i < 0: y[k] = IGNORE
+    return dict(pixel_values=x, labels=y)
 
 class _Keys(Dataset):
     "Gives back what it is asked for."
@@ -259,8 +286,7 @@ class _Keys(Dataset):
     def __len__(self): return self.n
     def __getitem__(self, key): return key
 
-
-# %% ../nbs/lib/13_train.ipynb #8c239566
+# %% ../nbs/lib/13_train.ipynb #2768b904
 class _Step(nn.Module):
     "A segmenter with its loss; what Trainer trains."
     def __init__(self, segmenter, loss):
@@ -281,7 +307,7 @@ class _Step(nn.Module):
         "Contiguous, since safetensors takes nothing else (channels_last is not)."
         return {k: v.contiguous() for k, v in super().state_dict(*args, **kwargs).items()}
 
-# %% ../nbs/lib/13_train.ipynb #77957758
+# %% ../nbs/lib/13_train.ipynb #aa325384
 class _SumOverProcesses(torch.autograd.Function):
     "Add a tensor up over all processes; so is its gradient."
     @staticmethod
@@ -295,32 +321,42 @@ class _SumOverProcesses(torch.autograd.Function):
         dist.all_reduce(grad)
         return grad
 
+# %% ../nbs/lib/13_train.ipynb #518a7391
 class _SharedBatchNorm(nn.BatchNorm2d):
     "BatchNorm2d over the photos of all processes, on any device; a filler is no photo."
-    process_group = share = None                                 # share: as _Batches.share tells it for this step
+    process_group = share = None                                 # share: as _Batches._share tells it for this step
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
     def forward(self, x):
         if not (self.training and dist.is_initialized()): x = super().forward(x)
         elif x.is_cuda and self.share is None: x = nn.SyncBatchNorm.forward(self, x)      # quicker, but knows no fillers
-        else: x = self.by_sums(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+        else: x = self._by_sums(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
         return self.act(self.drop(x)) if hasattr(self, 'act') else x             # timm's BatchNormAct2d
 
-    def by_sums(self, x):
-        share = 1. if self.share is None else self.share
-        sums = torch.cat([x.sum((0, 2, 3)), x.new_full((1,), x.numel() / x.shape[1])]) * share        # (C+1,)
-        sums = _SumOverProcesses.apply(sums)
-        n, mean = sums[-1], sums[:-1] / sums[-1]
-        x = x - mean.view(1, -1, 1, 1)
-        var = _SumOverProcesses.apply((x * x).sum((0, 2, 3)) * share) / n
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                m = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean.to(self.running_mean), m)
-                self.running_var.lerp_((var * n / (n - 1).clamp_min(1)).to(self.running_var), m)
-        x = x * (var + self.eps).rsqrt().view(1, -1, 1, 1)
-        return x if self.weight is None else x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+# %% ../nbs/lib/13_train.ipynb #9d97e204
+@patch
+def _by_sums(self:_SharedBatchNorm, x):
+    "Normalise by the mean and spread of all processes' photos."
+    share = 1. if self.share is None else self.share
+    sums = torch.cat([x.sum((0, 2, 3)), x.new_full((1,), x.numel() / x.shape[1])]) * share        # (C+1,)
+    sums = _SumOverProcesses.apply(sums)
+    n, mean = sums[-1], sums[:-1] / sums[-1]
+    x = x - mean.view(1, -1, 1, 1)
+    var = _SumOverProcesses.apply((x * x).sum((0, 2, 3)) * share) / n
+    if self.track_running_stats: self._remember(n, mean, var)
+    x = x * (var + self.eps).rsqrt().view(1, -1, 1, 1)
+    return x if self.weight is None else x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
 
+# %% ../nbs/lib/13_train.ipynb #23fc01bb
+@patch
+@torch.no_grad()
+def _remember(self:_SharedBatchNorm, n, mean, var):
+    "Let the running statistics follow."
+    self.num_batches_tracked += 1
+    m = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+    self.running_mean.lerp_(mean.to(self.running_mean), m)
+    self.running_var.lerp_((var * n / (n - 1).clamp_min(1)).to(self.running_var), m)
+
+# %% ../nbs/lib/13_train.ipynb #4a16b818
 @contextmanager
 def _shared_batchnorm(net, world):
     "Let the batch norms of a net see all processes for a while."
@@ -330,8 +366,7 @@ def _shared_batchnorm(net, world):
     finally:
         for m, kind in was.items(): m.__class__ = kind
 
-
-# %% ../nbs/lib/13_train.ipynb #ea025e1e
+# %% ../nbs/lib/13_train.ipynb #2f95bb54
 class _Training:
     "What training a segmenter needs otherwise than transformers' Trainer does it."
     def __init__(self, step, seed, on_device=False, **kw):
@@ -341,6 +376,7 @@ class _Training:
         self._bad_step, self._shares = torch.full((), -1, device=self.args.device), []
         self._clock, self._timed_step, self._paused, self._waited = None, 0, 0., 0.
 
+# %% ../nbs/lib/13_train.ipynb #845a3952
 @patch
 def get_train_dataloader(self:_Training):
     a = self.args
@@ -354,20 +390,25 @@ def get_eval_dataloader(self:_Training, eval_dataset=None):
     ds = self.eval_dataset if eval_dataset is None else eval_dataset
     return self._loader(ds, _ValBatches(len(ds), a.per_device_eval_batch_size, a.world_size, a.process_index))
 
+# %% ../nbs/lib/13_train.ipynb #25ce8c4d
 @patch
 def _loader(self:_Training, ds, batches):
     a, n = self.args, self.args.dataloader_num_workers
-    if self.on_device:
-        train = ds is self.train_dataset
-        if train not in self._kept: self._kept[train] = _OnDevice(ds, a.device, self.step_module.segmenter.num_labels, self.seed if train else None)
-        return DataLoader(_Keys(len(ds)), batch_sampler=batches, collate_fn=self._kept[train], generator=torch.Generator().manual_seed(self.seed))
+    if self.on_device: return self._device_loader(ds, batches)
     extra = dict(prefetch_factor=a.dataloader_prefetch_factor or 4, persistent_workers=batches is getattr(self, 'batches', None),
                  multiprocessing_context=a.dataloader_multiprocessing_context) if n else {}
     return DataLoader(_Numbered(ds), batch_sampler=batches, collate_fn=_Collate(self.step_module.segmenter.num_labels),
                       num_workers=n, pin_memory=a.dataloader_pin_memory and a.device.type == 'cuda',
                       generator=torch.Generator().manual_seed(self.seed), **extra)
 
-# %% ../nbs/lib/13_train.ipynb #d6ddf9cd
+# %% ../nbs/lib/13_train.ipynb #c6bf12a6
+@patch
+def _device_loader(self:_Training, ds, batches):
+    train = ds is self.train_dataset
+    if train not in self._kept: self._kept[train] = _OnDevice(ds, self.args.device, self.step_module.segmenter.num_labels, self.seed if train else None)
+    return DataLoader(_Keys(len(ds)), batch_sampler=batches, collate_fn=self._kept[train], generator=torch.Generator().manual_seed(self.seed))
+
+# %% ../nbs/lib/13_train.ipynb #4bf51438
 @patch
 def _prepare_inputs(self:_Training, inputs):
     return {k: v.to(self.args.device, non_blocking=True) for k, v in inputs.items()}
@@ -381,11 +422,12 @@ def get_batch_samples(self:_Training, epoch_iterator, num_batches, device):
     if world == 1 and len(batches) == 1: return batches, None
     per_step = self.args.gradient_accumulation_steps
     first = self.state.global_step % -(-len(self.batches) // per_step) * per_step
-    self._shares = [self.batches.share(first + k) for k in range(len(batches))]
+    self._shares = [self.batches._share(first + k) for k in range(len(batches))]
     total = sum(_divisors(self.step_module.loss, b['labels'].to(device, non_blocking=True)) for b in batches)
     if world > 1: dist.all_reduce(total)
     return batches, total
 
+# %% ../nbs/lib/13_train.ipynb #300cf948
 def _divisors(loss, labels):
     "What each term of a loss will be divided by, from the labels alone."
     valid = labels != IGNORE
@@ -394,16 +436,14 @@ def _divisors(loss, labels):
     weighed = loss.weight[torch.where(valid, labels, 0).long()].masked_fill(~valid, 0).sum()
     return torch.stack([weighed if f is _ce else plain for f in loss.funcs])
 
+# %% ../nbs/lib/13_train.ipynb #cacc64fb
 @patch
 def compute_loss(self:_Training, model, inputs, return_outputs=False, num_items_in_batch=None):
     loss = model(**inputs, total=num_items_in_batch)
     if num_items_in_batch is not None: loss = loss * self.args.world_size        # DDP averages gradients over processes
     return (loss, None) if return_outputs else loss
 
-# %% ../nbs/lib/13_train.ipynb #a9897489
-class LossError(ValueError):
-    "The loss is no longer a number."
-
+# %% ../nbs/lib/13_train.ipynb #f6748650
 @patch
 def training_step(self:_Training, model, inputs, num_items_in_batch=None):
     _SharedBatchNorm.share = self._shares.pop(0) if self._shares else None
@@ -417,6 +457,10 @@ def training_step(self:_Training, model, inputs, num_items_in_batch=None):
     if self.args.device.type == 'cpu' and self.args.world_size == 1: self._stop_if_bad()
     return loss
 
+# %% ../nbs/lib/13_train.ipynb #37755b88
+class LossError(ValueError):
+    "The loss is no longer a number."
+
 @patch
 def _stop_if_bad(self:_Training, logged=0.):
     step = int(self._bad_step)
@@ -427,10 +471,11 @@ def _stop_if_bad(self:_Training, logged=0.):
                     f"precision='fp32' or max_grad_norm=1. The last good weights are kept in {last.name if last else 'no checkpoint'}"
                     f"{' and best' if (Path(self.args.output_dir)/'best').exists() else ''}.")
 
+# %% ../nbs/lib/13_train.ipynb #928742af
 @patch
 def _get_grad_norm(self:_Training, model, grad_norm=None): return grad_norm      # a norm nobody clips by costs a pass over all weights
 
-# %% ../nbs/lib/13_train.ipynb #bf7e1dc2
+# %% ../nbs/lib/13_train.ipynb #3d2dbd7a
 @patch
 def evaluate(self:_Training, eval_dataset=None, ignore_keys=None, metric_key_prefix='eval'):
     start = time.perf_counter()
@@ -450,6 +495,7 @@ def evaluate(self:_Training, eval_dataset=None, ignore_keys=None, metric_key_pre
     self._paused += time.perf_counter() - start
     return metrics
 
+# %% ../nbs/lib/13_train.ipynb #d4db5509
 @torch.no_grad()
 def _count_over(model, loader, trainer):
     "Sums, divisors, confusion matrix and number of images over a loader, and over all processes."
@@ -485,7 +531,7 @@ def log(self:_Training, logs, start_time=None):
         self._clock, self._timed_step, self._paused, self._waited = now, self.state.global_step, 0., 0.
     super(_Training, self).log(logs, start_time)
 
-# %% ../nbs/lib/13_train.ipynb #1d5a81ae
+# %% ../nbs/lib/13_train.ipynb #c2dad962
 _MARK = 'complete.json'
 
 def _last_checkpoint(run):
@@ -497,6 +543,7 @@ def _last_checkpoint(run):
         if all((p/f).is_file() and (p/f).stat().st_size == n for f, n in sizes.items()): return p
     return None
 
+# %% ../nbs/lib/13_train.ipynb #82b49708
 def _complete_checkpoint(path, keep=1):
     "Mark a checkpoint as complete, then delete older ones."
     sizes = {f.name: f.stat().st_size for f in sorted(path.iterdir()) if f.is_file()}
@@ -505,6 +552,7 @@ def _complete_checkpoint(path, keep=1):
     older = sorted((int(p.name[11:]), p) for p in path.parent.glob('checkpoint-*') if p.name[11:].isdigit())
     for _, p in [(s, p) for s, p in older if s < step][:-(keep-1) or None]: shutil.rmtree(p, ignore_errors=True)
 
+# %% ../nbs/lib/13_train.ipynb #a857ad1a
 def _drop_incomplete(run):
     "Delete what a killed process left half-written."
     last = _last_checkpoint(run)
@@ -515,12 +563,13 @@ def _drop_incomplete(run):
     if (run/'best.old').exists() and not (run/'best').exists(): (run/'best.old').rename(run/'best')
     shutil.rmtree(run/'best.old', ignore_errors=True)
 
-# %% ../nbs/lib/13_train.ipynb #4760cca9
+# %% ../nbs/lib/13_train.ipynb #f7e25852
 _COLUMNS = dict(step='step', epoch='epoch', loss='train_loss', eval_loss='eval_loss', eval_mean_iou='mean_iou',
                 eval_mean_accuracy='mean_accuracy', eval_overall_accuracy='overall_accuracy', eval_mean_dice='mean_dice',
                 eval_frequency_weighted_iou='frequency_weighted_iou', learning_rate='lr', grad_norm='grad_norm',
                 images_per_second='images_per_second', data_wait='data_wait', eval_images_per_second='eval_images_per_second')
 
+# %% ../nbs/lib/13_train.ipynb #59b1b322
 def _history_csv(log_history, header=True):
     "The log as CSV text, a row per log."
     out = io.StringIO()
@@ -530,18 +579,19 @@ def _history_csv(log_history, header=True):
         if 'loss' in row or 'eval_loss' in row: w.writerow({v: row[k] for k, v in _COLUMNS.items() if k in row})
     return out.getvalue()
 
-# %% ../nbs/lib/13_train.ipynb #45538061
+# %% ../nbs/lib/13_train.ipynb #992a9c70
 def _is_best(values, high):
     "Is the last value better than all before it?"
     *past, last = [v for v in values]
     return math.isfinite(last) and all(not math.isfinite(v) or (last > v if high else last < v) for v in past)
 
+# %% ../nbs/lib/13_train.ipynb #c9f895ec
 def _since_best(values, high):
     "How many values came after the best one?"
     v = [x if math.isfinite(x) else (-math.inf if high else math.inf) for x in values]
     return len(v) - 1 - v.index(max(v) if high else min(v))
 
-# %% ../nbs/lib/13_train.ipynb #65cd3b42
+# %% ../nbs/lib/13_train.ipynb #3f6be0a0
 def _grid(images, truths, preds, colors, gap=4):
     "Rows of image | truth | prediction as one (H,W,3) uint8 picture."
     rows = []
@@ -553,28 +603,31 @@ def _grid(images, truths, preds, colors, gap=4):
     rows = [np.pad(r, ((0, gap), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows]
     return np.concatenate(rows)[:-gap]
 
-# %% ../nbs/lib/13_train.ipynb #e22ba82a
+# %% ../nbs/lib/13_train.ipynb #41723631
 class _Watching:
     "Epoch numbers, checkpoints, history, best weights, pictures and progress of a run."
     def __init__(self, job): self.job, self.trainer, self.postponed, self.text, self.rows = job, None, False, '', 0
 
+# %% ../nbs/lib/13_train.ipynb #aac1f863
 @patch
 def on_train_begin(self:_Watching, args, state, control, **kw):
     "Write the starting point, so that a kill in the first epoch resumes from these very weights."
     self.steps_per_epoch = -(-len(self.trainer.batches) // args.gradient_accumulation_steps)
-    self.write_history(state)
+    self._write_history(state)
     if not self.trainer.resumed and args.save_strategy != 'no':
         self.trainer._save_checkpoint(self.trainer.model, trial=None)
         self.on_save(args, state, control)
     self.trainer._clock, self.trainer._timed_step = time.perf_counter(), state.global_step
-    self.job.progress.start(state, self.steps_per_epoch)
+    self.job.progress._start(state, self.steps_per_epoch)
 
+# %% ../nbs/lib/13_train.ipynb #445b260a
 @patch
 def on_epoch_begin(self:_Watching, args, state, control, **kw):
     epoch = state.global_step // self.steps_per_epoch
     self.trainer.batches.set_epoch(epoch)
     if hasattr(self.trainer.train_dataset, 'set_epoch'): self.trainer.train_dataset.set_epoch(epoch)
 
+# %% ../nbs/lib/13_train.ipynb #8ce1694d
 @patch
 def on_step_end(self:_Watching, args, state, control, **kw):
     "A checkpoint is preceded by a log, and the one at an epoch's end waits for its evaluation."
@@ -589,14 +642,16 @@ def on_epoch_end(self:_Watching, args, state, control, **kw):
     control.should_log = True
     if self.postponed: control.should_save, self.postponed = True, False
 
+# %% ../nbs/lib/13_train.ipynb #b84c0563
 @patch
 def on_save(self:_Watching, args, state, control, **kw):
     if args.world_size > 1: dist.barrier()
     if args.process_index: return
     _complete_checkpoint(Path(args.output_dir)/f'checkpoint-{state.global_step}', self.job.keep_checkpoints)
 
+# %% ../nbs/lib/13_train.ipynb #480d8747
 @patch
-def write_history(self:_Watching, state):
+def _write_history(self:_Watching, state):
     if not state.is_world_process_zero: return
     self.text += _history_csv(state.log_history[self.rows:], header=not self.text)            # a row is turned into text once
     self.rows = len(state.log_history)
@@ -604,33 +659,26 @@ def write_history(self:_Watching, state):
 
 @patch
 def on_log(self:_Watching, args, state, control, logs=None, **kw):
-    self.write_history(state)
+    self._write_history(state)
 
+# %% ../nbs/lib/13_train.ipynb #b2c794fb
 @patch
 def on_evaluate(self:_Watching, args, state, control, metrics, **kw):
     job = self.job
     values = [r[job.metric] for r in state.log_history if job.metric in r]
     best = _is_best(values, job.high)
     if state.is_world_process_zero:
-        if best: job.save_best(self.trainer, state)
+        if best: job._save_best(self.trainer, state)
         pictures = job._draw(self.trainer, state)
-        job.progress.epoch(state, best)
-        if job.wandb: job.wandb.log_evaluation(self.trainer, state, pictures, best)
+        job.progress._epoch(state, best)
+        if job.wandb: job.wandb._log_evaluation(self.trainer, state, pictures, best)
     if job.out_of_patience(state.log_history): control.should_training_stop = True
 
-# %% ../nbs/lib/13_train.ipynb #c19570aa
+# %% ../nbs/lib/13_train.ipynb #2abadfa8
 class _Progress:
     "A line per epoch; in a terminal also a bar."
     def __init__(self, show=True):
         self.show, self.bar, self.lines = show, None, []
-
-    def start(self, state, steps_per_epoch):
-        self.t0, self.first, self.steps = time.perf_counter(), state.global_step, steps_per_epoch
-        if not (self.show and state.is_world_process_zero): return
-        if state.global_step: self.say(f'goes on after step {state.global_step} of {state.max_steps}')
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit='step', leave=False, dynamic_ncols=True)
 
     def step(self, state):
         if self.bar is not None: self.bar.update(state.global_step - self.bar.n)
@@ -640,25 +688,38 @@ class _Progress:
         if self.bar is not None: self.bar.write(text)
         else: print(text, flush=True)
 
-    def epoch(self, state, best):
-        train = next((r['loss'] for r in reversed(state.log_history) if 'loss' in r), math.nan)
-        e = state.log_history[-1]
-        done, spent = state.global_step - self.first, time.perf_counter() - self.t0
-        left = spent / max(done, 1) * (state.max_steps - state.global_step)
-        self.say(f'epoch {state.epoch:>5.4g} of {state.max_steps/self.steps:.4g} · train loss {train:.4f} · val loss {e["eval_loss"]:.4f} · '
-                 f'mean IoU {e["eval_mean_iou"]:.4f} · {_clock_text(spent)}' + (f', {_clock_text(left)} left' if left >= .5 else '')
-                 + (' · best' if best else ''))
-
     def stop(self):
         if self.bar is not None: self.bar.close()
         self.bar = None
 
+# %% ../nbs/lib/13_train.ipynb #e4d9272e
+@patch
+def _start(self:_Progress, state, steps_per_epoch):
+    self.t0, self.first, self.steps = time.perf_counter(), state.global_step, steps_per_epoch
+    if not (self.show and state.is_world_process_zero): return
+    if state.global_step: self.say(f'goes on after step {state.global_step} of {state.max_steps}')
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit='step', leave=False, dynamic_ncols=True)
+
+# %% ../nbs/lib/13_train.ipynb #a6167ba1
+@patch
+def _epoch(self:_Progress, state, best):
+    train = next((r['loss'] for r in reversed(state.log_history) if 'loss' in r), math.nan)
+    e = state.log_history[-1]
+    done, spent = state.global_step - self.first, time.perf_counter() - self.t0
+    left = spent / max(done, 1) * (state.max_steps - state.global_step)
+    self.say(f'epoch {state.epoch:>5.4g} of {state.max_steps/self.steps:.4g} · train loss {train:.4f} · val loss {e["eval_loss"]:.4f} · '
+             f'mean IoU {e["eval_mean_iou"]:.4f} · {_clock_text(spent)}' + (f', {_clock_text(left)} left' if left >= .5 else '')
+             + (' · best' if best else ''))
+
+# %% ../nbs/lib/13_train.ipynb #8c76e4e8
 def _clock_text(seconds):
     "12 s, 3:05 min, 2:10 h."
     s = round(seconds)
     return f'{s} s' if s < 60 else f'{s//60}:{s%60:02} min' if s < 3600 else f'{s//3600}:{s//60%60:02} h'
 
-# %% ../nbs/lib/13_train.ipynb #cffa1b62
+# %% ../nbs/lib/13_train.ipynb #c8e8fcf9
 class _Job:
     "The settings of one call of `fit` that its callback needs."
     def __init__(self, path, segmenter, keep_best, patience, pictures, progress, keep_checkpoints, on_device=False):
@@ -670,20 +731,27 @@ class _Job:
         values = [r[self.metric] for r in log_history if self.metric in r]
         return bool(self.patience and values and _since_best(values, self.high) >= self.patience)
 
-@patch
+# %% ../nbs/lib/13_train.ipynb #c826b79c
 @torch.no_grad()
+def _looked_at(seg, items, device):
+    "(images, truths, predictions) of some samples, each a list of arrays."
+    was = seg.training
+    seg.eval()
+    preds = [seg(s['pixel_values'][None].to(device)).argmax(1)[0].byte().cpu().numpy() for s in items]
+    seg.train(was)
+    images = [s['pixel_values'].permute(1, 2, 0).numpy() for s in items]
+    images = [im if im.dtype == np.uint8 else (im.clip(0, 1) * 255).astype(np.uint8) for im in images]
+    truths = [s['labels'].byte().numpy() for s in items]
+    return images, truths, preds
+
+# %% ../nbs/lib/13_train.ipynb #da89f459
+@patch
 def _draw(self:_Job, trainer, state):
     "Write the picture grid of this epoch; returns (images, truths, predictions), each a list of arrays."
     if not self.n_pictures: return None
     seg, ds = self.segmenter, _Numbered(trainer.eval_dataset)
     items = [ds[(0, i)] for i in range(min(self.n_pictures, len(ds)))]
-    was = seg.training
-    seg.eval()
-    preds = [seg(s['pixel_values'][None].to(trainer.args.device)).argmax(1)[0].byte().cpu().numpy() for s in items]
-    seg.train(was)
-    images = [s['pixel_values'].permute(1, 2, 0).numpy() for s in items]
-    images = [im if im.dtype == np.uint8 else (im.clip(0, 1) * 255).astype(np.uint8) for im in images]
-    truths = [s['labels'].byte().numpy() for s in items]
+    images, truths, preds = _looked_at(seg, items, trainer.args.device)
     import cv2
     grid = _grid(images, truths, preds, np.asarray(seg.labels.colors))
     (self.path/'pictures').mkdir(exist_ok=True)
@@ -692,8 +760,9 @@ def _draw(self:_Job, trainer, state):
     write_atomic(self.path/'pictures'/(f'epoch_{e:03.0f}.png' if e == int(e) else f'epoch_{e:06.2f}.png'), data.tobytes())
     return images, truths, preds
 
+# %% ../nbs/lib/13_train.ipynb #15254059
 @patch
-def save_best(self:_Job, trainer, state):
+def _save_best(self:_Job, trainer, state):
     "Write best/ beside its place, then swap."
     new, best, old = (self.path/n for n in ('best.new', 'best', 'best.old'))
     shutil.rmtree(new, ignore_errors=True)
@@ -710,6 +779,7 @@ def save_best(self:_Job, trainer, state):
     new.rename(best)
     shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/lib/13_train.ipynb #3d8ce6ca
 @contextmanager
 def _contiguous(segmenter):
     "The weights in torch's usual memory order for a while."
@@ -719,7 +789,7 @@ def _contiguous(segmenter):
     finally:
         for p, data in swapped.items(): p.data = data
 
-# %% ../nbs/lib/13_train.ipynb #02c8041e
+# %% ../nbs/lib/13_train.ipynb #077787ef
 def _data_digest(data):
     "A short fingerprint of both data sets: images, label space and how they are transformed."
     h = hashlib.sha256()
@@ -734,6 +804,7 @@ def _data_digest(data):
             h.update(str(json.loads(made.read_text()).get('digest')).encode())
     return h.hexdigest()[:16]
 
+# %% ../nbs/lib/13_train.ipynb #ceb0932e
 def _settings(segmenter, data, **kw):
     "Everything that decides how a run goes, as JSON would hold it."
     return jsonable(dict(model=segmenter.name, library=segmenter.library,
@@ -742,10 +813,12 @@ def _settings(segmenter, data, **kw):
                          sample_hw=list(_Numbered(data[0])[0, 0]['labels'].shape) if len(data[0]) else None,
                          data_digest=_data_digest(data), **kw))
 
+# %% ../nbs/lib/13_train.ipynb #7752ac9c
 def _differences(old, new):
     "One phrase per setting that differs."
     return [f'{k} (there {old.get(k)!r}, now {new.get(k)!r})' for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
 
+# %% ../nbs/lib/13_train.ipynb #3824fec4
 def _versions():
     "The versions of what did the work."
     from importlib.metadata import version, PackageNotFoundError
@@ -755,7 +828,7 @@ def _versions():
         except PackageNotFoundError: out[p] = None
     return out
 
-# %% ../nbs/lib/13_train.ipynb #954a42f6
+# %% ../nbs/lib/13_train.ipynb #f06e8143
 def _lock(f):
     "Lock an open file, or OSError where another process has it."
     try: import fcntl
@@ -764,6 +837,7 @@ def _lock(f):
         return msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
     fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+# %% ../nbs/lib/13_train.ipynb #c822d9b6
 @contextmanager
 def _locked(path, patience=12):
     "Only one process at a time works in a run folder; data workers of a killed run hold on for some seconds, so ask for that long."
@@ -777,7 +851,7 @@ def _locked(path, patience=12):
     try: yield
     finally: f.close()
 
-# %% ../nbs/lib/13_train.ipynb #ae370158
+# %% ../nbs/lib/13_train.ipynb #f8dd63c0
 _FULL = 'No space left|os error (28|122)|PytorchStreamWriter failed|unexpected pos|iostream error'          # safetensors', torch's
 
 def _sentence(e, path):
@@ -795,6 +869,7 @@ def _sentence(e, path):
         kind = type(e) if heads[-1][1] == type(e).__name__ else ValueError       # torch makes a RuntimeError of what it cannot copy
         return kind(text[heads[-1].end():].strip())
 
+# %% ../nbs/lib/13_train.ipynb #489b5ec7
 @contextmanager
 def _told(path):
     "Failures of the system as one sentence each."
@@ -803,8 +878,7 @@ def _told(path):
         if (told := _sentence(e, path)) is None: raise
         raise told from e
 
-
-# %% ../nbs/lib/13_train.ipynb #92e1f5ac
+# %% ../nbs/lib/13_train.ipynb #cc1274fa
 class Run:
     "A run folder: settings, history, best weights and their scores."
     def __init__(self,
@@ -814,42 +888,55 @@ class Run:
         if not (self.path/'config.json').is_file():
             raise FileNotFoundError(f'{self.path} is not a run folder, config.json is missing: give the folder that fit wrote.')
 
-    @property
-    def name(self)->str: # the folder's name
-        "What the run is called."
-        return self.path.name
-    @property
-    def config(self)->dict: # settings, versions, device, whether finished
-        "What was asked for, and on what it ran."
-        return json.loads((self.path/'config.json').read_text())
-    @property
-    def history(self): # DataFrame, NaN where a row has no such value
-        "A row per log."
-        import pandas as pd
-        with open(self.path/'history.csv', newline='') as f: columns, *rows = csv.reader(f)
-        table = pd.DataFrame([[float(v or 'nan') for v in row] for row in rows], columns=columns, dtype=float)
-        return table.astype({'step': 'int64'})
-    @property
-    def best(self)->Path: # folder
-        "Where the best weights are."
-        return self.path/'best'
-    @property
-    def scores(self)->dict: # mean_iou, per_category_iou, …, loss, step, epoch, confusion_matrix
-        "The validation scores of the best weights."
-        path = self.best/'scores.json'
-        if not path.is_file(): raise FileNotFoundError(f'{self.path} has no best weights yet: train it further.')
-        return json.loads(path.read_text())
-    @property
-    def finished(self)->bool: # True when nothing is left to train
-        "Did it come to its end?"
-        return bool(self.config.get('finished'))
+# %% ../nbs/lib/13_train.ipynb #1dca65bc
+@patch(as_prop=True)
+def name(self:Run)->str: # the folder's name
+    "What the run is called."
+    return self.path.name
 
-    def load(self)->Segmenter: # the best weights, in eval mode, on the CPU
-        "The best model."
-        self.scores
-        return Segmenter.from_pretrained(self.best).eval()
+# %% ../nbs/lib/13_train.ipynb #13091163
+@patch(as_prop=True)
+def config(self:Run)->dict: # settings, versions, device, whether finished
+    "What was asked for, and on what it ran."
+    return json.loads((self.path/'config.json').read_text())
 
-# %% ../nbs/lib/13_train.ipynb #1ee17f6a
+# %% ../nbs/lib/13_train.ipynb #7f425af2
+@patch(as_prop=True)
+def finished(self:Run)->bool: # True when nothing is left to train
+    "Did it come to its end?"
+    return bool(self.config.get('finished'))
+
+# %% ../nbs/lib/13_train.ipynb #6a9614ea
+@patch(as_prop=True)
+def history(self:Run)->object: # DataFrame, NaN where a row has no such value
+    "A row per log."
+    import pandas as pd
+    with open(self.path/'history.csv', newline='') as f: columns, *rows = csv.reader(f)
+    table = pd.DataFrame([[float(v or 'nan') for v in row] for row in rows], columns=columns, dtype=float)
+    return table.astype({'step': 'int64'})
+
+# %% ../nbs/lib/13_train.ipynb #10b792d2
+@patch(as_prop=True)
+def best(self:Run)->Path: # folder
+    "Where the best weights are."
+    return self.path/'best'
+
+# %% ../nbs/lib/13_train.ipynb #aca90ad9
+@patch(as_prop=True)
+def scores(self:Run)->dict: # mean_iou, per_category_iou, …, loss, step, epoch, confusion_matrix
+    "The validation scores of the best weights."
+    path = self.best/'scores.json'
+    if not path.is_file(): raise FileNotFoundError(f'{self.path} has no best weights yet: train it further.')
+    return json.loads(path.read_text())
+
+# %% ../nbs/lib/13_train.ipynb #60d3a61c
+@patch
+def load(self:Run)->Segmenter: # the best weights, in eval mode, on the CPU
+    "The best model."
+    self.scores
+    return Segmenter.from_pretrained(self.best).eval()
+
+# %% ../nbs/lib/13_train.ipynb #095bdfb3
 @patch
 def plot(self:Run,
     figsize:tuple=(8, 2.6), # width, height in inches
@@ -870,6 +957,7 @@ def plot(self:Run,
     plt.close(fig)
     return fig
 
+# %% ../nbs/lib/13_train.ipynb #6e254404
 @patch
 def _facts(self:Run):
     c, facts = self.config, {}
@@ -884,6 +972,7 @@ def _facts(self:Run):
         facts['best'] = f"epoch {b['epoch']:.4g}: loss {b['loss']:.4f}, mean IoU {b['mean_iou'] or math.nan:.4f}"
     return facts
 
+# %% ../nbs/lib/13_train.ipynb #9827986d
 @patch
 def __repr__(self:Run):
     return '\n'.join([f'Run {self.name!r}'] + [f'  {k:<7}{v}' for k, v in self._facts().items()])
@@ -895,7 +984,7 @@ def _repr_html_(self:Run):
                    for k, v in self._facts().items())
     return f'<table><caption>Run <b>{escape(self.name)}</b></caption>{rows}</table>'
 
-# %% ../nbs/lib/13_train.ipynb #73af3e56
+# %% ../nbs/lib/13_train.ipynb #b765cd60
 class _Wandb:
     "Pictures, class table and best model for Weights & Biases."
     def __init__(self, job, project, config, name, run_id):
@@ -907,26 +996,31 @@ class _Wandb:
         self.run = wandb.init(project=project, name=name, dir=str(job.path), config=config, mode=mode, id=run_id,
                               resume='allow' if mode == 'online' else None, settings=wandb.Settings(silent=True))
 
-    def log_evaluation(self, trainer, state, pictures, best):
-        names = dict(enumerate(self.job.segmenter.labels.names))
-        row = {'train/global_step': state.global_step}
-        if pictures:
-            row['eval/pictures'] = [self.wandb.Image(im, masks={
-                'predictions': dict(mask_data=pred, class_labels=names),
-                'ground_truth': dict(mask_data=truth, class_labels={**names, IGNORE: 'ignore'})}) for im, truth, pred in zip(*pictures)]
-        s = trainer.scores
-        row['eval/per_class'] = self.wandb.Table(columns=['class', 'iou', 'accuracy', 'dice'], data=[
-            [n, *(jsonable(s[f'per_category_{k}'][n]) for k in ('iou', 'accuracy', 'dice'))] for n in s['per_category_iou']])
-        self.run.log(row)
+# %% ../nbs/lib/13_train.ipynb #bf660dde
+@patch
+def _log_evaluation(self:_Wandb, trainer, state, pictures, best):
+    names = dict(enumerate(self.job.segmenter.labels.names))
+    row = {'train/global_step': state.global_step}
+    if pictures:
+        row['eval/pictures'] = [self.wandb.Image(im, masks={
+            'predictions': dict(mask_data=pred, class_labels=names),
+            'ground_truth': dict(mask_data=truth, class_labels={**names, IGNORE: 'ignore'})}) for im, truth, pred in zip(*pictures)]
+    s = trainer.scores
+    row['eval/per_class'] = self.wandb.Table(columns=['class', 'iou', 'accuracy', 'dice'], data=[
+        [n, *(jsonable(s[f'per_category_{k}'][n]) for k in ('iou', 'accuracy', 'dice'))] for n in s['per_category_iou']])
+    self.run.log(row)
 
-    def finish(self, failed=False):
-        if not failed and (self.job.path/'best').exists():
-            art = self.wandb.Artifact(re.sub(r'[^\w.-]', '-', self.job.path.name), type='model',
-                                      metadata=jsonable({k: v for k, v in Run(self.job.path).scores.items() if k != 'confusion_matrix'}))
-            art.add_dir(str(self.job.path/'best'))
-            self.run.log_artifact(art, aliases=['best', 'latest'])
-        self.run.finish(exit_code=int(failed))
+# %% ../nbs/lib/13_train.ipynb #ab886d69
+@patch
+def _finish(self:_Wandb, failed=False):
+    if not failed and (self.job.path/'best').exists():
+        art = self.wandb.Artifact(re.sub(r'[^\w.-]', '-', self.job.path.name), type='model',
+                                  metadata=jsonable({k: v for k, v in Run(self.job.path).scores.items() if k != 'confusion_matrix'}))
+        art.add_dir(str(self.job.path/'best'))
+        self.run.log_artifact(art, aliases=['best', 'latest'])
+    self.run.finish(exit_code=int(failed))
 
+# %% ../nbs/lib/13_train.ipynb #bd15e4c5
 def _wandb_key():
     "Is there a W&B key in the environment or the netrc?"
     import netrc
@@ -938,7 +1032,7 @@ def _wandb_key():
         except (OSError, netrc.NetrcParseError): continue
     return False
 
-# %% ../nbs/lib/13_train.ipynb #8bedc14b
+# %% ../nbs/lib/13_train.ipynb #42892513
 def _as_data(data, segmenter, seed, size_hw):
     "Two data sets from a prepared folder or a pair."
     if isinstance(data, DataLoader) or isinstance(data, (tuple, list)) and any(isinstance(d, DataLoader) for d in data):
@@ -948,6 +1042,7 @@ def _as_data(data, segmenter, seed, size_hw):
     if isinstance(path, (str, Path)): return load_data(path, segmenter.labels, size_hw=size_hw, seed=seed)
     raise ValueError(f'data is a {type(data).__name__}: give a prepared folder, or a pair (train, val) of data sets.')
 
+# %% ../nbs/lib/13_train.ipynb #aa672601
 def _check(segmenter, data, loss):
     "Prove that no label can reach the loss out of range, before the first step."
     for what, ds in zip(('training', 'validation'), data):
@@ -961,12 +1056,18 @@ def _check(segmenter, data, loss):
             raise ValueError(f'The {what} data has the classes {list(space.names)[:5]}, the model {list(segmenter.labels.names)[:5]}: '
                              'build the model with the label space of the data.')
 
-# %% ../nbs/lib/13_train.ipynb #bf492065
+# %% ../nbs/lib/13_train.ipynb #f374a6da
 _OURS = dict(learning_rate='lr', per_device_train_batch_size='batch_size', num_train_epochs='epochs', output_dir='out',
              run_name='name', bf16='precision', fp16='precision', torch_compile='compile', dataloader_num_workers='workers',
              load_best_model_at_end='keep_best', metric_for_best_model='keep_best', greater_is_better='keep_best',
              disable_tqdm='progress', resume_from_checkpoint='resume', data_seed='seed')
 
+# %% ../nbs/lib/13_train.ipynb #4d170a6b
+def _no_accelerator():
+    "Is there nothing but the CPU?"
+    return not (torch.accelerator if hasattr(torch, 'accelerator') else torch.cuda).is_available()
+
+# %% ../nbs/lib/13_train.ipynb #981264e2
 def _training_args(path, extra, **ours):
     "transformers' TrainingArguments, with unknown names told in one sentence."
     from dataclasses import fields
@@ -984,14 +1085,12 @@ def _training_args(path, extra, **ours):
     with redirect_stdout(io.StringIO()):                         # it tells which mode W&B is in, whether asked for or not
         return TrainingArguments(output_dir=str(path), **{k: v for k, v in args.items() if k in known})
 
-def _no_accelerator():
-    "Is there nothing but the CPU?"
-    return not (torch.accelerator if hasattr(torch, 'accelerator') else torch.cuda).is_available()
-
+# %% ../nbs/lib/13_train.ipynb #d5a76f9d
 def _multiplies_bf16():
     "Has the CPU instructions for bf16? Where it has none, PyTorch emulates them, slower than fp32."
     return bool(getattr(torch.cpu, 'get_capabilities', dict)().get('avx512_bf16'))
 
+# %% ../nbs/lib/13_train.ipynb #d9b113d8
 def _pick_precision(precision, use_cpu=False):
     "'bf16' or 'fp32'."
     if precision in ('bf16', 'fp32'): return precision
@@ -1008,7 +1107,7 @@ def _folder_name(name, segmenter):
                      'beginning with a letter or digit, or say with out= where the run is to go.')
 
 
-# %% ../nbs/lib/13_train.ipynb #1002275b
+# %% ../nbs/lib/13_train.ipynb #cf525119
 def _open_run(path, settings, info, resume):
     "Write config.json, or compare with the one there."
     file = path/'config.json'
@@ -1027,7 +1126,7 @@ def _open_run(path, settings, info, resume):
         raise ValueError(f'{path.name!r} is not empty and holds no run: give another name= or out=.')
     write_atomic(file, json.dumps(dict(settings=settings, **info), indent=1).encode())
 
-# %% ../nbs/lib/13_train.ipynb #18c45d36
+# %% ../nbs/lib/13_train.ipynb #ba5dd90c
 @contextmanager
 def _quiet():
     "transformers' chatter silenced for a while: it speaks of things the user never made."
@@ -1042,6 +1141,7 @@ def _quiet():
             logging.set_verbosity(was)
             if bars: logging.enable_progress_bar()
 
+# %% ../nbs/lib/13_train.ipynb #31c100b4
 def _has_idle_weights(segmenter):
     "Is there a weight that no logit depends on? Processes must know before they exchange gradients."
     was, device = segmenter.training, next(segmenter.parameters()).device
@@ -1052,17 +1152,19 @@ def _has_idle_weights(segmenter):
     segmenter.train(was)
     return idle
 
+# %% ../nbs/lib/13_train.ipynb #5bc36bcf
 def _optimizer(step, args):
     "AdamW as a hand-written loop has it; fused where the device can."
     return torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=args.learning_rate,
                              weight_decay=args.weight_decay, fused=args.device.type == 'cuda' or None)
 
-def _train(job, args, data, loss, trackers, project, config):
-    "Train, from the last checkpoint if there is one."
+# %% ../nbs/lib/13_train.ipynb #ccc1dd23
+def _trainer(job, args, data, loss, config, last):
+    "transformers' Trainer with what is ours."
     with redirect_stdout(io.StringIO()): from transformers import PrinterCallback, Trainer, TrainerCallback
     if args.world_size > 1 and args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = _has_idle_weights(job.segmenter)
-    last, own_optimizer = _last_checkpoint(job.path), 'optim' in config['settings']['training_args']
+    own_optimizer = 'optim' in config['settings']['training_args']
     step = _Step(job.segmenter.train(), loss).to(args.device)
     job.segmenter.net.to(memory_format=torch.channels_last)
     callback = type('RunCallback', (_Watching, TrainerCallback), {})(job)
@@ -1071,6 +1173,13 @@ def _train(job, args, data, loss, trackers, project, config):
         optimizers=(None if own_optimizer else _optimizer(step, args), None))
     callback.trainer, trainer.resumed = trainer, bool(last)
     trainer.remove_callback(PrinterCallback)
+    return trainer
+
+# %% ../nbs/lib/13_train.ipynb #5726c8ff
+def _train(job, args, data, loss, trackers, project, config):
+    "Train, from the last checkpoint if there is one."
+    last = _last_checkpoint(job.path)
+    trainer = _trainer(job, args, data, loss, config, last)
     if 'wandb' in trackers and args.process_index == 0 and os.environ.get('WANDB_MODE') != 'disabled':
         job.wandb = _Wandb(job, project, config, config['name'], config['wandb_id'])
     start, failed = time.perf_counter(), True
@@ -1086,14 +1195,100 @@ def _train(job, args, data, loss, trackers, project, config):
     finally:
         job.segmenter.net.to(memory_format=torch.contiguous_format)
         job.progress.stop()
-        if job.wandb: job.wandb.finish(failed)
+        if job.wandb: job.wandb._finish(failed)
+    _write_finished(job, args, trainer.state, config, start)
+
+# %% ../nbs/lib/13_train.ipynb #775510f8
+def _write_finished(job, args, state, config, start):
+    "Note that the run came to its end."
     if args.world_size > 1: dist.barrier()
     if args.process_index == 0:
-        done = dict(step=trainer.state.global_step, epoch=trainer.state.epoch, seconds=round(time.perf_counter() - start, 1))
+        done = dict(step=state.global_step, epoch=state.epoch, seconds=round(time.perf_counter() - start, 1))
         write_atomic(job.path/'config.json', json.dumps(dict(config, finished=done), indent=1).encode())
     if args.world_size > 1: dist.barrier()
 
-# %% ../nbs/lib/13_train.ipynb #137ca590
+# %% ../nbs/lib/13_train.ipynb #3eabfb98
+def _is_finished(path): return (path/'config.json').is_file() and Run(path).finished
+
+def _in_turn(job, args, data, loss, trackers, project, settings, info, resume):
+    "The first process opens the folder, then all train."
+    path, first = job.path, args.process_index == 0
+    if first: path.mkdir(parents=True, exist_ok=True)
+    with _locked(path) if first else nullcontext():
+        if first:
+            if not (resume and _is_finished(path)): _check(job.segmenter, data, loss)
+            _open_run(path, settings, info, resume)
+        if args.world_size > 1: dist.barrier()
+        config = json.loads((path/'config.json').read_text())
+        if config.get('finished'): return
+        try: _train(job, args, data, loss, trackers, project, config)
+        except BaseException:
+            if first:
+                with suppress(OSError): _drop_incomplete(path)   # what a disk keeps from being deleted, the next call deletes
+            raise
+
+# %% ../nbs/lib/13_train.ipynb #18ab6812
+def _check_recipe(keep_best, epochs, lr, batch_size):
+    "Refuse what no run can follow."
+    if keep_best not in ('loss', 'mean_iou'): raise ValueError(f"keep_best={keep_best!r}: take 'loss' or 'mean_iou'.")
+    if not (batch_size >= 1 and epochs > 0 and lr > 0):
+        raise ValueError(f'epochs={epochs}, lr={lr}, batch_size={batch_size}: all must be above 0.')
+
+# %% ../nbs/lib/13_train.ipynb #656627e2
+def _trackers(report_to):
+    "Names of the trackers to report to."
+    off = {'none', *(['wandb'] if os.environ.get('WANDB_MODE') == 'disabled' else [])}
+    return [t for t in ([report_to] if isinstance(report_to, str) else report_to or []) if t not in off]
+
+# %% ../nbs/lib/13_train.ipynb #d5ae0095
+def _loss_of(loss, segmenter, train, class_weights):
+    "The loss with its class weights, counted where that is wished."
+    balanced = isinstance(class_weights, str) and class_weights == 'balanced'
+    if balanced and not hasattr(train, 'raw'):
+        raise ValueError(f"class_weights='balanced' counts the pixels of a SegDataset, but the training data is a {type(train).__name__}: give the numbers.")
+    return get_loss(loss, segmenter.labels, _balanced(train) if balanced else class_weights)
+
+# %% ../nbs/lib/13_train.ipynb #d1d5e543
+def _args_of(path, recipe, name, trackers, workers):
+    "TrainingArguments of a recipe."
+    r, high = recipe, recipe['keep_best'] != 'loss'
+    args = _training_args(path, r['training_args'], learning_rate=r['lr'], per_device_train_batch_size=r['batch_size'],
+                          per_device_eval_batch_size=r['batch_size'], num_train_epochs=r['epochs'], weight_decay=r['weight_decay'],
+                          seed=r['seed'], bf16=r['precision'] == 'bf16', torch_compile=r['compile'], run_name=name or path.name,
+                          metric_for_best_model=f"eval_{r['keep_best']}", greater_is_better=high, report_to=trackers)
+    if args.n_gpu > 1: args._n_gpu = 1                       # several GPUs are torchrun's business, not DataParallel's
+    args.dataloader_num_workers = (0 if args.device.type == 'cpu' else min(8, os.cpu_count() or 1)) if workers is None else workers
+    return args
+
+# %% ../nbs/lib/13_train.ipynb #5176d90d
+def _device_name(device):
+    "What the run ran on."
+    import platform
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{device.type} ({platform.machine()}, {os.cpu_count()} cores)'
+
+# %% ../nbs/lib/13_train.ipynb #e9922c16
+def _about(path, name, args):
+    "What is noted of a run beside its settings."
+    return dict(name=name or path.name, device=_device_name(args.device), versions=_versions(), workers=args.dataloader_num_workers,
+                started=datetime.now(timezone.utc).isoformat(timespec='seconds'), wandb_id=hashlib.sha256(os.urandom(16)).hexdigest()[:8])
+
+# %% ../nbs/lib/13_train.ipynb #0949bd20
+def _run(path, segmenter, data, loss, recipe, name, workers, trackers, project, resume, pictures, progress, keep):
+    "Train by a recipe and read the run back."
+    settings = _settings(segmenter, data, **recipe)
+    with _quiet():
+        args = _args_of(path, recipe, name, trackers, workers)
+        settings['processes'] = args.world_size
+        info = _about(path, name, args)
+        job = _Job(path, segmenter, recipe['keep_best'], recipe['patience'], pictures,
+                   _Progress(progress and args.process_index == 0), keep, recipe.get('on_device', False))
+        with _told(path): _in_turn(job, args, data, loss, trackers, project, settings, info, resume)
+        run = Run(path)
+        if run.best.exists(): segmenter.load_state_dict(run.load().state_dict())
+    segmenter.eval()
+    return run
+
+# %% ../nbs/lib/13_train.ipynb #c6c688dc
 def fit(
     segmenter:Segmenter, # the model; holds the best weights afterwards
     data, # a prepared folder, or a pair (train, val) of data sets whose samples are as SegDataset's
@@ -1122,60 +1317,11 @@ def fit(
 )->Run: # the run's folder, read back
     "Train a segmenter, keep its best weights, and write everything down."
     path = Path(out) if out is not None else Path('runs')/_folder_name(name, segmenter)
-    if keep_best not in ('loss', 'mean_iou'): raise ValueError(f"keep_best={keep_best!r}: take 'loss' or 'mean_iou'.")
-    if not (batch_size >= 1 and epochs > 0 and lr > 0):
-        raise ValueError(f'epochs={epochs}, lr={lr}, batch_size={batch_size}: all must be above 0.')
-    precision = _pick_precision(precision, training_args.get('use_cpu', False))
-    off = {'none', *(['wandb'] if os.environ.get('WANDB_MODE') == 'disabled' else [])}
-    trackers = [t for t in ([report_to] if isinstance(report_to, str) else report_to or []) if t not in off]
+    _check_recipe(keep_best, epochs, lr, batch_size)
+    precision, trackers = _pick_precision(precision, training_args.get('use_cpu', False)), _trackers(report_to)
     data = _as_data(data, segmenter, seed, size_hw)
-    balanced = isinstance(class_weights, str) and class_weights == 'balanced'
-    if balanced and not hasattr(data[0], 'raw'):
-        raise ValueError(f"class_weights='balanced' counts the pixels of a SegDataset, but the training data is a {type(data[0]).__name__}: give the numbers.")
-    loss = get_loss(loss, segmenter.labels, _balanced(data[0]) if balanced else class_weights)
-    keep = training_args.pop('save_total_limit', 1)
-    settings = _settings(segmenter, data, loss=loss.name, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, size_hw=size_hw,
-                         class_weights=class_weights, weight_decay=weight_decay, keep_best=keep_best, patience=patience,
-                         precision=precision, compile=compile, training_args=training_args, **(dict(on_device=True) if on_device else {}))
-    with _quiet():
-        args = _training_args(path, training_args, learning_rate=lr, per_device_train_batch_size=batch_size,
-                              per_device_eval_batch_size=batch_size, num_train_epochs=epochs, weight_decay=weight_decay,
-                              seed=seed, bf16=precision == 'bf16', torch_compile=compile, run_name=name or path.name,
-                              metric_for_best_model=f'eval_{keep_best}', greater_is_better=keep_best != 'loss', report_to=trackers)
-        if args.n_gpu > 1: args._n_gpu = 1                       # several GPUs are torchrun's business, not DataParallel's
-        args.dataloader_num_workers = (0 if args.device.type == 'cpu' else min(8, os.cpu_count() or 1)) if workers is None else workers
-        settings['processes'] = args.world_size
-        info = dict(name=name or path.name, device=_device_name(args.device), versions=_versions(), workers=args.dataloader_num_workers,
-                    started=datetime.now(timezone.utc).isoformat(timespec='seconds'), wandb_id=hashlib.sha256(os.urandom(16)).hexdigest()[:8])
-        job = _Job(path, segmenter, keep_best, patience, pictures, _Progress(progress and args.process_index == 0), keep, on_device)
-        with _told(path): _in_turn(job, args, data, loss, trackers, project, settings, info, resume)
-        run = Run(path)
-        if run.best.exists(): segmenter.load_state_dict(run.load().state_dict())
-    segmenter.eval()
-    return run
-
-# %% ../nbs/lib/13_train.ipynb #cdcad957
-def _is_finished(path): return (path/'config.json').is_file() and Run(path).finished
-
-def _device_name(device):
-    "What the run ran on."
-    import platform
-    return torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{device.type} ({platform.machine()}, {os.cpu_count()} cores)'
-
-def _in_turn(job, args, data, loss, trackers, project, settings, info, resume):
-    "The first process opens the folder, then all train."
-    path, first = job.path, args.process_index == 0
-    if first: path.mkdir(parents=True, exist_ok=True)
-    with _locked(path) if first else nullcontext():
-        if first:
-            if not (resume and _is_finished(path)): _check(job.segmenter, data, loss)
-            _open_run(path, settings, info, resume)
-        if args.world_size > 1: dist.barrier()
-        config = json.loads((path/'config.json').read_text())
-        if config.get('finished'): return
-        try: _train(job, args, data, loss, trackers, project, config)
-        except BaseException:
-            if first:
-                with suppress(OSError): _drop_incomplete(path)   # what a disk keeps from being deleted, the next call deletes
-            raise
-
+    loss, keep = _loss_of(loss, segmenter, data[0], class_weights), training_args.pop('save_total_limit', 1)
+    recipe = dict(loss=loss.name, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, size_hw=size_hw, class_weights=class_weights,
+                  weight_decay=weight_decay, keep_best=keep_best, patience=patience, precision=precision, compile=compile,
+                  training_args=training_args, **(dict(on_device=True) if on_device else {}))
+    return _run(path, segmenter, data, loss, recipe, name, workers, trackers, project, resume, pictures, progress, keep)
