@@ -1098,6 +1098,13 @@ def _pick_precision(precision, use_cpu=False):
     if torch.cuda.is_available() and not use_cpu: return 'bf16' if torch.cuda.is_bf16_supported() else 'fp32'
     return 'bf16' if (use_cpu or _no_accelerator()) and _multiplies_bf16() else 'fp32'
 
+# %% ../nbs/lib/13_train.ipynb #7673c364
+def _begun_with(path):
+    "The number format of the run that a folder holds, or None."
+    try: found = json.loads((path/'config.json').read_text())['settings']['precision']
+    except (OSError, ValueError, LookupError, TypeError): return None
+    return found if found in ('bf16', 'fp32') else None
+
 # %% ../nbs/lib/13_train.ipynb #6e056e65
 def _folder_name(name, segmenter):
     "One folder's name, from the run's name or the model's."
@@ -1305,7 +1312,7 @@ def fit(
     weight_decay:float=0.01, # of AdamW, torch's default
     keep_best:str='loss', # what decides which weights are kept: 'loss' or 'mean_iou', on the validation data
     patience:int=None, # stop after so many evaluations without a better one; None: never
-    precision:str='auto', # 'fp32', 'bf16', or 'auto': bf16 where the GPU or the CPU multiplies it in hardware, fp32 elsewhere
+    precision:str='auto', # 'fp32', 'bf16', or 'auto': as the run began, if it is resumed; else bf16 where GPU or CPU multiplies it in hardware, fp32 elsewhere
     compile:bool=False, # run the step through torch.compile?
     on_device:bool=False, # keep all photos on the device and change them there (mirror, zoom, shift, light) in place of the data's own augmentation?
     resume:bool=True, # go on with a run of the same settings? False: start again, replacing what the folder holds
@@ -1318,6 +1325,7 @@ def fit(
     "Train a segmenter, keep its best weights, and write everything down."
     path = Path(out) if out is not None else Path('runs')/_folder_name(name, segmenter)
     _check_recipe(keep_best, epochs, lr, batch_size)
+    if precision == 'auto' and resume: precision = _begun_with(path) or precision
     precision, trackers = _pick_precision(precision, training_args.get('use_cpu', False)), _trackers(report_to)
     data = _as_data(data, segmenter, seed, size_hw)
     loss, keep = _loss_of(loss, segmenter, data[0], class_weights), training_args.pop('save_total_limit', 1)
