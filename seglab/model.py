@@ -217,17 +217,26 @@ def _no_config(name):
     if near: return f'pass the path of a local copy, or the name of an architecture{near}'
     return 'pass the path of a local copy, or an architecture, such as unet or segformer, with weights=None for random weights'
 
-# %% ../nbs/lib/12_model.ipynb #a04ca25d
+# %% ../nbs/lib/12_model.ipynb #82de3062
 @contextlib.contextmanager
 def _told(what, todo=None):
     "Turn the hub's errors into one sentence."
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
     try: yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as e: raise _unreachable(what, e, todo) from e
+    except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as e: raise _unreachable(what, e, todo) from e
     except OSError as e:
         if any(s in str(e) for s in ("couldn't connect", 'not a local folder', 'does not appear to have', 'offline',
                                      'Name or service', 'Max retries')): raise _unreachable(what, e, todo) from e
         raise
+
+# %% ../nbs/lib/12_model.ipynb #b956b28b
+def _ask_once(repo, revision=None):
+    "Raise at once when the hub cannot be reached and the cache does not hold the repository's configuration."
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    with contextlib.suppress(HfHubHTTPError, HFValidationError):                           # an answer, or no name for the hub
+        if isinstance(try_to_load_from_cache(repo, 'config.json', revision=revision), str): return
+        get_hf_file_metadata(hf_hub_url(repo, 'config.json', revision=revision))
 
 # %% ../nbs/lib/12_model.ipynb #bffe5f08
 def _read_weights(
@@ -268,6 +277,7 @@ def from_smp(
     state, named, base = _encoder_weights(encoder_name, encoder_weights)
     try:
         with _told(f'{encoder_weights!r} for encoder {encoder_name!r}'):
+            _ask_for_encoder(encoder_name, named)
             asked = True if named and encoder_name.startswith('tu-') else named              # timm's names bring their own
             net = smp.create_model(arch, encoder_name, encoder_weights=asked, classes=labels.num_labels, **kwargs)
     except KeyError as e: raise ValueError(f'{str(e.args[0]).split(", supported")[0].rstrip(".")}: {_near_encoder(encoder_name)}choose another encoder or weights.') from e
@@ -293,6 +303,13 @@ def _near_encoder(encoder):
     from segmentation_models_pytorch.encoders import encoders
     near = difflib.get_close_matches(encoder, sorted(encoders), 3)
     return f'perhaps {" or ".join(near)}; ' if near and encoder not in encoders else ''
+
+# %% ../nbs/lib/12_model.ipynb #e99abb79
+def _ask_for_encoder(encoder, weights):
+    "The same for the repository of smp that holds an encoder's weights."
+    from segmentation_models_pytorch.encoders import encoders
+    settings = encoders.get(encoder, {}).get('pretrained_settings', {}).get(weights, {})
+    if 'repo_id' in settings: _ask_once(settings['repo_id'], settings.get('revision'))
 
 # %% ../nbs/lib/12_model.ipynb #4c5c4640
 def _encoder_weights(encoder, weights):
@@ -402,6 +419,7 @@ def _hub_config(name, told):
     from transformers import AutoConfig
     if os.path.isdir(name): _check_folder(Path(name))
     with _told(repr(name), _no_config(name)):
+        if not os.path.isdir(name): _ask_once(name)
         try: return AutoConfig.from_pretrained(name, trust_remote_code=False, **told)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise ValueError(f'{name} is no model that transformers knows ({str(e).strip().splitlines()[0][:160]}): '
