@@ -209,7 +209,7 @@ def sync(self:ConfusionMatrix)->ConfusionMatrix: # a new one; on one process a c
     out._counts = counts
     return out
 
-# %% ../nbs/lib/11_metrics.ipynb #29c60724
+# %% ../nbs/lib/11_metrics.ipynb #6cccd1b8
 def _per_class(values, id2label):
     "{class: float}, named when names are known."
     name = (lambda i: i) if id2label is None else (lambda i: id2label[i])
@@ -217,6 +217,7 @@ def _per_class(values, id2label):
 
 def _nanmean(a): return float(np.nanmean(a)) if not np.isnan(a).all() else float('nan')
 
+# %% ../nbs/lib/11_metrics.ipynb #8230b581
 def scores(
     matrix, # (K,K) counts, rows truth, columns prediction; tensor or array
     id2label=None, # class index -> name: a dict or a list; None keeps the indices as keys
