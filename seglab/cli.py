@@ -14,7 +14,7 @@ from pathlib import Path
 from fastcore.docments import docments
 from . import __version__
 
-# %% ../nbs/lib/15_cli.ipynb #b73239e0
+# %% ../nbs/lib/15_cli.ipynb #fd13ec65
 class _Parser(argparse.ArgumentParser):
     "argparse, with a mistake told in one line and `--batch-size` taken for `--batch_size`"
     def error(self, message):
@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
             return known.get(option.replace('-', '_'), option) + eq + value if arg.startswith('--') else arg
         return super().parse_args([canonical(a) for a in (sys.argv[1:] if args is None else args)], namespace)
 
-# %% ../nbs/lib/15_cli.ipynb #9e1cacfd
+# %% ../nbs/lib/15_cli.ipynb #1bf97a3f
 def _add(parser, name, par):
     "Add one parameter of a function to its parser, as `docments` describes it"
     text = (par.docment or '').replace('%', '%%')
@@ -43,6 +43,7 @@ def _add(parser, name, par):
     parser.add_argument(f'--{name}', type=par.anno, default=par.default, metavar={int: 'N', float: 'X'}.get(par.anno, name.upper()),
                         help=text + (f' [{default}]' if default not in (None, '') else ''))
 
+# %% ../nbs/lib/15_cli.ipynb #0629e442
 def _parser(func, example):
     "The parser of a command: its parameters, `-h` with an example, `--version`"
     pars = docments(func, full=True, returns=False)
@@ -56,7 +57,7 @@ def _parser(func, example):
     parser.add_argument('--version', action='version', version=f'seglab {__version__}')
     return parser
 
-# %% ../nbs/lib/15_cli.ipynb #9163a10f
+# %% ../nbs/lib/15_cli.ipynb #44fc1254
 def _is_mistake(error):
     "Is this a sentence for the user, rather than a bug?"
     if isinstance(error, ImportError): return error.name is None or isinstance(error, ModuleNotFoundError)
@@ -69,20 +70,26 @@ def _is_mistake(error):
     if last is None or module(last).split('.')[0] not in ('seglab', '__main__'): return False
     return last is not frames[-1] or last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap['RAISE_VARARGS']
 
+# %% ../nbs/lib/15_cli.ipynb #d1d66aa7
 def _sentence(error):
     "An error as one line"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f'{error.strerror}: {error.filename}'
     return ' '.join(str(error).split()) or type(error).__name__
 
-# %% ../nbs/lib/15_cli.ipynb #2281cfe7
-def _run(func, example, argv=None):
-    "Parse, call, print what came back; the exit code"
-    args = vars(_parser(func, example).parse_args(argv))
+# %% ../nbs/lib/15_cli.ipynb #8d7151c0
+def _quieten():
+    "Settings of a shell command, where the user has made none"
     os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     if not sys.stderr.isatty(): os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
     if not sys.warnoptions: warnings.simplefilter('ignore')
+
+# %% ../nbs/lib/15_cli.ipynb #cfccd254
+def _run(func, example, argv=None):
+    "Parse, call, print what came back; the exit code"
+    args = vars(_parser(func, example).parse_args(argv))
+    _quieten()
     try:
         result = func(**args)
         if result is not None and os.environ.get('RANK', '0') == '0': print(result)      # of several processes, one speaks
@@ -115,7 +122,7 @@ def command(
         return wrapper
     return decorate
 
-# %% ../nbs/lib/15_cli.ipynb #538a7312
+# %% ../nbs/lib/15_cli.ipynb #77528d1b
 def _size(size):
     "`256`, `360x480` or `none` as an integer, a pair (height, width) or None"
     if not isinstance(size, str): return size
@@ -126,6 +133,7 @@ def _size(size):
         raise ValueError(f"--size is a number such as 256, HEIGHTxWIDTH such as 360x480, or none, not {size!r}")
     return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
+# %% ../nbs/lib/15_cli.ipynb #22fa5f7f
 def _listed(text):
     "`a,b` as a list; None and what is no text stay as they are"
     return [t.strip() for t in text.split(',') if t.strip()] if isinstance(text, str) else text
@@ -139,6 +147,7 @@ def _value(text):
         except ValueError: continue
     return text
 
+# %% ../nbs/lib/15_cli.ipynb #1ddb132c
 def _pairs(text, option):
     "`a=1,b=x` as a dictionary"
     pairs = [t.partition('=') for t in _listed(text or '')]
@@ -150,6 +159,7 @@ def _split(text):
     if isinstance(text, str) and '=' in text: return _pairs(text, '--split')
     return [_value(t) for t in _listed(text)] if isinstance(text, str) and ',' in text else _value(text)
 
+# %% ../nbs/lib/15_cli.ipynb #87fdcff6
 def _paths(text):
     "One path, or several with commas between them"
     return text if not isinstance(text, str) or Path(text).exists() or ',' not in text else _listed(text)
@@ -187,7 +197,7 @@ def seglab_prepare(
                    values=values, keep=keep and [_value(k) for k in _listed(keep)], n_images=n_images, split=_split(split),
                    workers=workers, pack=pack)
 
-# %% ../nbs/lib/15_cli.ipynb #b4fd2ac5
+# %% ../nbs/lib/15_cli.ipynb #5a90898c
 def _label_choice(text):
     "A preset, or names with commas"
     return _listed(text) if isinstance(text, str) and ',' in text else text
@@ -196,40 +206,45 @@ def _weights(text):
     "`auto`, a path or a name; `none` for random weights"
     return None if isinstance(text, str) and text.lower() == 'none' else text
 
-@command('seglab_train data/processed runs/segformer --model segformer --labels things --epochs 20 --lr 6e-5')
+# %% ../nbs/lib/15_cli.ipynb #d19a7d36
+def _start(data, model, labels, weights, seed, size=None, **kwargs):
+    "(Segmenter, (train, val)) to begin with: a model with the data's classes and size"
+    from seglab.dataset import load_data
+    from seglab.model import build_model
+    train, val = load_data(data, labels=_label_choice(labels), size_hw=size, seed=seed)
+    sample_hw = size or train[0]['labels'].shape
+    return build_model(model, train.labels, weights=_weights(weights), size_hw=tuple(sample_hw), **kwargs), (train, val)
+
+# %% ../nbs/lib/15_cli.ipynb #8a5bb015
+@command('seglab_train data/processed runs/segformer --model segformer --epochs 20')
 def seglab_train(
     data:str, # prepared folder
-    out:str, # run folder to write; the same command again goes on where it stopped
-    model:str='unet', # unet, segformer, any architecture of smp, any Hub name of transformers
+    out:str, # run folder; the same command again goes on from there
+    model:str='unet', # unet, segformer, others of smp, or a Hub name
     labels:str='coco80', # classes: coco80, voc21, supercategories, things, all, or names with commas
-    weights:str='auto', # start from: auto (pretrained, from the Hub), none (random), or a path
+    weights:str='auto', # start from: auto (Hub), none (random), or a path
     encoder:str=None, # smp's models: the encoder [resnet34]
     epochs:float=10., # passes over the training photos
     lr:float=5e-5, # learning rate
     batch_size:int=4, # photos in a step
-    loss:str='ce', # ce, dice, focal, lovasz, or a sum such as ce+0.5*dice
+    loss:str='ce', # ce, dice, focal, lovasz, or a sum: ce+0.5*dice
     class_weights:str=None, # balanced: rare classes count more
-    size:str=None, # size of the samples; needed for a folder of photos of many sizes
-    keep_best:str='loss', # which epoch to keep: lowest validation loss, or mean_iou
+    size:str=None, # of the samples; needed where photos differ in size
+    keep_best:str='loss', # best epoch: lowest validation loss, or mean_iou
     patience:int=None, # stop after so many epochs without a better one
     seed:int=0, # order, augmentation, dropout
     workers:int=None, # processes that load photos
     report_to:str='wandb', # wandb (offline without a key), none, tensorboard, mlflow, trackio; several with commas
-    resume:bool=True, # go on with a run that is there, rather than start again?
-    set:str=None, # more of transformers' TrainingArguments, as bf16=true,warmup_steps=100
+    resume:bool=True, # go on with a run that is there?
+    set:str=None, # other TrainingArguments: bf16=true,warmup_steps=9
 )->object: # Run, the run's folder read back
     "Train a model on a prepared folder; keep the best weights and write everything down."
-    from seglab.dataset import load_data
-    from seglab.model import build_model
     from seglab.train import fit
     size, more = _size(size), _pairs(set, '--set')
-    size = (size, size) if isinstance(size, int) else size
-    train, val = load_data(data, labels=_label_choice(labels), size_hw=size, seed=seed)
-    sample_hw = size or train[0]['labels'].shape
-    segmenter = build_model(model, train.labels, weights=_weights(weights), size_hw=tuple(sample_hw),
-                            **(dict(encoder=encoder) if encoder else {}))
-    return fit(segmenter, (train, val), epochs=epochs, lr=lr, batch_size=batch_size, loss=loss, out=out, seed=seed,
-               workers=workers, class_weights=class_weights, keep_best=keep_best, patience=patience, resume=resume,
+    segmenter, data = _start(data, model, labels, weights, seed, (size, size) if isinstance(size, int) else size,
+                             **(dict(encoder=encoder) if encoder else {}))
+    return fit(segmenter, data, epochs=epochs, lr=lr, batch_size=batch_size, loss=loss, out=out, seed=seed, workers=workers,
+               class_weights=class_weights, keep_best=keep_best, patience=patience, resume=resume,
                report_to=_listed(report_to), **more)
 
 # %% ../nbs/lib/15_cli.ipynb #36cc8078
@@ -286,7 +301,7 @@ def seglab_share(
     return push(run, to, out=out, repo=repo, private=private, project=project, name=name,
                 data=data, license=license)
 
-# %% ../nbs/lib/15_cli.ipynb #457ef5db
+# %% ../nbs/lib/15_cli.ipynb #a3c592b0
 class _Stages:
     "Says what is being done, and how long it took"
     def __init__(self, total): self.n, self.total, self.seconds = 0, total, {}
@@ -299,6 +314,7 @@ class _Stages:
         print(f'      {self.seconds[what]:.1f} s', flush=True)
         return result
 
+# %% ../nbs/lib/15_cli.ipynb #c5d09978
 def _background_iou(evaluation):
     "The mean IoU of a model that says background everywhere"
     import numpy as np
@@ -308,6 +324,7 @@ def _background_iou(evaluation):
     only_background[:, 0] = truth
     return scores(only_background, evaluation.labels.id2label)['mean_iou']
 
+# %% ../nbs/lib/15_cli.ipynb #7480b752
 def _table(comparison, runs):
     "Both models beside the background, as text"
     rows = [('model', 'mean IoU', '95 % interval', 'pixel accuracy', 'trained in')]
@@ -322,7 +339,7 @@ def _table(comparison, runs):
     lines = ['  '.join(f'{c:<{w}}' for c, w in zip(r, widths)).rstrip() for r in rows]
     return '\n'.join([lines[0], '-'*len(lines[0]), *lines[1:]])
 
-# %% ../nbs/lib/15_cli.ipynb #3c9e1498
+# %% ../nbs/lib/15_cli.ipynb #a239fb7e
 def _demo_photos(out, coco, n_images):
     "(annotation files, photo folders): a COCO folder's, or freshly drawn ones"
     from seglab.sample import find_coco, make_sample
@@ -332,18 +349,17 @@ def _demo_photos(out, coco, n_images):
     if not annotations.exists(): make_sample(raw, n=n_images)
     return [annotations], [raw/'sample']
 
+# %% ../nbs/lib/15_cli.ipynb #11333d03
 def _demo_train(name, data, out, labels, epochs, lr, batch_size, weights, seed):
     "One of the two models of the demo, small enough for two cores"
-    from seglab.dataset import load_data
-    from seglab.model import build_model
     from seglab.train import fit
-    train, val = load_data(data, labels=labels, seed=seed)
     tiny = dict(hidden_sizes=[16, 32, 64, 128], num_attention_heads=[1, 2, 4, 8], decoder_hidden_size=64, drop_path_rate=0.)
     kwargs = dict(encoder='resnet18') if name == 'unet' else tiny if weights is None else {}
-    segmenter = build_model(name, train.labels, weights=weights, size_hw=tuple(train[0]['labels'].shape), **kwargs)
-    return fit(segmenter, (train, val), epochs=epochs, lr=lr, batch_size=batch_size, out=Path(out)/'runs'/name, seed=seed,
+    segmenter, data = _start(data, name, labels, weights, seed, **kwargs)
+    return fit(segmenter, data, epochs=epochs, lr=lr, batch_size=batch_size, out=Path(out)/'runs'/name, seed=seed,
                lr_scheduler_type='linear')
 
+# %% ../nbs/lib/15_cli.ipynb #cd0fdb18
 @command('seglab_demo demo\nseglab_demo demo-coco --coco data/raw --epochs 20')
 def seglab_demo(
     out:str, # folder to write: raw/, processed/, runs/unet, runs/segformer, report/

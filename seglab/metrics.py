@@ -42,7 +42,7 @@ def _bincount(
     col = torch.where((pred >= 0) & (pred < K), pred, K).to(small)
     return torch.bincount(row * (K + 1) + col, minlength=(K + 2) * (K + 1)).view(K + 2, K + 1)
 
-# %% ../nbs/lib/11_metrics.ipynb #1cbce8d6
+# %% ../nbs/lib/11_metrics.ipynb #8bcbbb75
 def _is_byte(t):
     "Do all values fit in a byte?"
     if t.dtype in (torch.uint8, torch.bool): return True
@@ -50,6 +50,7 @@ def _is_byte(t):
     lo, hi = t.aminmax()
     return lo >= 0 and hi <= 255
 
+# %% ../nbs/lib/11_metrics.ipynb #3006d4f3
 def _argmax(
     logits:torch.Tensor, # (B,K,...) float
 )->torch.Tensor: # (B,...) uint8 or int64, the most likely class
@@ -65,6 +66,16 @@ def _argmax(
             torch.maximum(best, image[k], out=best)
     return out
 
+# %% ../nbs/lib/11_metrics.ipynb #6d06cbd9
+def _to_indices(pred, target, num_labels):
+    "Logits as class indices, beside their targets."
+    channel = pred.ndim - 3 if pred.ndim == target.ndim + 1 else None
+    if channel is None or pred.shape[channel] != num_labels or pred.ndim not in (3, 4):
+        raise ValueError(f'Float predictions of shape {tuple(pred.shape)} were taken for logits, which need shape '
+                         f'(B,{num_labels},H,W) for targets of shape {tuple(target.shape)}; '
+                         'indices need an integer dtype.')
+    return _argmax(pred if channel else pred[None]), target if channel else target[None]
+
 def _as_pair(pred, target, num_labels):
     "Both as flat tensors of integers on one device; logits become indices."
     target = torch.as_tensor(target)
@@ -73,20 +84,13 @@ def _as_pair(pred, target, num_labels):
     if target.is_floating_point() or target.is_complex():
         raise ValueError(f'Targets are {target.dtype}, but class indices are integers: pass the mask, not its one-hot '
                          'or probabilities, and convert it with .long() or .astype(np.uint8).')
-    if pred.is_floating_point():
-        channel = pred.ndim - 3 if pred.ndim == target.ndim + 1 else None
-        if channel is None or pred.shape[channel] != num_labels or pred.ndim not in (3, 4):
-            raise ValueError(f'Float predictions of shape {tuple(pred.shape)} were taken for logits, which need shape '
-                             f'(B,{num_labels},H,W) for targets of shape {tuple(target.shape)}; '
-                             'indices need an integer dtype.')
-        pred = _argmax(pred if channel else pred[None])
-        target = target if channel else target[None]
+    if pred.is_floating_point(): pred, target = _to_indices(pred, target, num_labels)
     if pred.shape != target.shape:
         raise ValueError(f'Predictions have shape {tuple(pred.shape)}, targets {tuple(target.shape)}: '
                          'upsample the logits to the mask\'s own size before comparing.')
     return pred.reshape(-1), target.reshape(-1)
 
-# %% ../nbs/lib/11_metrics.ipynb #5ec844d8
+# %% ../nbs/lib/11_metrics.ipynb #d6095038
 def _refuse(what, values, counts, num_labels, ignore_index):
     "One sentence about values that no class has."
     some = ', '.join(f'{v} ({n:,} px)' for v, n in list(zip(values, counts))[:6]) + (', …' if len(values) > 6 else '')
@@ -94,24 +98,9 @@ def _refuse(what, values, counts, num_labels, ignore_index):
     raise ValueError(f'{what} hold {some}, but with num_labels={num_labels} only 0…{num_labels-1}'
                      f'{f" and {ignore_index} (ignore)" if what == "Targets" else ""} may occur: {fix}.')
 
-def _count(pred, target, num_labels, ignore_index):
-    "(K+2,K+1) counts as `_bincount` gives them; on a CPU the range has been checked."
-    pred, target = _as_pair(pred, target, num_labels)
-    K = num_labels
-    if pred.device.type != 'cpu': return _bincount(pred, target, K, ignore_index)
-    if ignore_index is not None and not 0 <= ignore_index < 256 and K < 256:
-        if (target == 255).any(): _refuse('Targets', [255], [int((target == 255).sum())], K, ignore_index)
-        target, ignore_index = torch.where(target == ignore_index, 255, target), 255
-    if K > 255 or not (_is_byte(pred) and _is_byte(target)):
-        out = _bincount(pred, target, K, ignore_index)
-        if out[K+1].any():
-            bad = target[((target < 0) | (target >= K)) & (target != (K if ignore_index is None else ignore_index))]
-            _refuse('Targets', *[v.tolist() for v in bad.unique(return_counts=True)], K, ignore_index)
-        if out[:K, K].any():
-            _refuse('Predictions', *[v.tolist() for v in pred[(pred < 0) | (pred >= K)].unique(return_counts=True)],
-                    K, ignore_index)
-        return out
-    joint = _histogram(pred.to(torch.uint8), target.to(torch.uint8))
+# %% ../nbs/lib/11_metrics.ipynb #b73c9849
+def _from_histogram(joint, K, ignore_index):
+    "(K+2,K+1) counts from a (256,256) histogram, whose other cells must be empty."
     rows = joint.sum(1)
     bad = [i for i in rows.nonzero().flatten().tolist() if i >= K and i != ignore_index]
     if bad: _refuse('Targets', bad, rows[bad].tolist(), K, ignore_index)
@@ -127,6 +116,30 @@ def _count(pred, target, num_labels, ignore_index):
         bad = cols.nonzero().flatten()
         _refuse('Predictions', (bad + K).tolist(), cols[bad].tolist(), K, ignore_index)
     return out
+
+# %% ../nbs/lib/11_metrics.ipynb #ffa40337
+def _from_bincount(pred, target, K, ignore_index):
+    "(K+2,K+1) counts of values of any size, on the CPU."
+    out = _bincount(pred, target, K, ignore_index)
+    if out[K+1].any():
+        bad = target[((target < 0) | (target >= K)) & (target != (K if ignore_index is None else ignore_index))]
+        _refuse('Targets', *[v.tolist() for v in bad.unique(return_counts=True)], K, ignore_index)
+    if out[:K, K].any():
+        _refuse('Predictions', *[v.tolist() for v in pred[(pred < 0) | (pred >= K)].unique(return_counts=True)],
+                K, ignore_index)
+    return out
+
+# %% ../nbs/lib/11_metrics.ipynb #65619da3
+def _count(pred, target, num_labels, ignore_index):
+    "(K+2,K+1) counts as `_bincount` gives them; on a CPU the range has been checked."
+    pred, target = _as_pair(pred, target, num_labels)
+    K = num_labels
+    if pred.device.type != 'cpu': return _bincount(pred, target, K, ignore_index)
+    if ignore_index is not None and not 0 <= ignore_index < 256 and K < 256:
+        if (target == 255).any(): _refuse('Targets', [255], [int((target == 255).sum())], K, ignore_index)
+        target, ignore_index = torch.where(target == ignore_index, 255, target), 255
+    if K > 255 or not (_is_byte(pred) and _is_byte(target)): return _from_bincount(pred, target, K, ignore_index)
+    return _from_histogram(_histogram(pred.to(torch.uint8), target.to(torch.uint8)), K, ignore_index)
 
 # %% ../nbs/lib/11_metrics.ipynb #ce9a0b9a
 def confusion_matrix(
@@ -148,7 +161,7 @@ def _check_spare(counts, num_labels, ignore_index):
         raise ValueError(f'{targets:,} target pixels and {preds:,} predicted pixels lie outside 0…{num_labels-1} '
                          f'(ignore is {ignore_index}): run check_labels on the CPU copy of the batch to see which.')
 
-# %% ../nbs/lib/11_metrics.ipynb #631eee84
+# %% ../nbs/lib/11_metrics.ipynb #a1457602
 class ConfusionMatrix:
     "A confusion matrix that grows batch by batch and stays on the predictions' device."
     def __init__(self,
@@ -166,14 +179,6 @@ class ConfusionMatrix:
         self._counts = counts if self._counts is None else self._counts.to(counts.device).add_(counts)
         return self
 
-    @property
-    def matrix(self)->torch.Tensor: # (K,K) int64, rows truth, columns prediction
-        "What has been counted so far; labels a GPU saw out of range are an error here."
-        K = self.num_labels
-        if self._counts is None: return torch.zeros(K, K, dtype=torch.int64)
-        _check_spare(self._counts, K, self.ignore_index)
-        return self._counts[:K, :K].clone()
-
     def scores(self,
         id2label=None, # class index -> name: a dict or a list
     )->dict: # as the function scores returns it
@@ -181,6 +186,15 @@ class ConfusionMatrix:
         return scores(self.matrix, id2label)
 
     def __repr__(self): return f'ConfusionMatrix({self.num_labels} classes, {int(self.matrix.sum()):,} pixels)'
+
+# %% ../nbs/lib/11_metrics.ipynb #77b38c76
+@patch(as_prop=True)
+def matrix(self:ConfusionMatrix)->torch.Tensor: # (K,K) int64, rows truth, columns prediction
+    "What has been counted so far; labels a GPU saw out of range are an error here."
+    K = self.num_labels
+    if self._counts is None: return torch.zeros(K, K, dtype=torch.int64)
+    _check_spare(self._counts, K, self.ignore_index)
+    return self._counts[:K, :K].clone()
 
 # %% ../nbs/lib/11_metrics.ipynb #2b1ba027
 @patch
@@ -195,7 +209,7 @@ def sync(self:ConfusionMatrix)->ConfusionMatrix: # a new one; on one process a c
     out._counts = counts
     return out
 
-# %% ../nbs/lib/11_metrics.ipynb #29c60724
+# %% ../nbs/lib/11_metrics.ipynb #6cccd1b8
 def _per_class(values, id2label):
     "{class: float}, named when names are known."
     name = (lambda i: i) if id2label is None else (lambda i: id2label[i])
@@ -203,6 +217,7 @@ def _per_class(values, id2label):
 
 def _nanmean(a): return float(np.nanmean(a)) if not np.isnan(a).all() else float('nan')
 
+# %% ../nbs/lib/11_metrics.ipynb #8230b581
 def scores(
     matrix, # (K,K) counts, rows truth, columns prediction; tensor or array
     id2label=None, # class index -> name: a dict or a list; None keeps the indices as keys
@@ -230,7 +245,7 @@ def jsonable(
     if isinstance(x, float): return x if np.isfinite(x) else None
     return x if x is None or isinstance(x, (str, int, bool)) else str(x)
 
-# %% ../nbs/lib/11_metrics.ipynb #0ce67d27
+# %% ../nbs/lib/11_metrics.ipynb #a76de1c8
 def boundary_width(
     size_hw, # (H, W) of the mask
     ratio:float=0.02, # share of the diagonal
@@ -238,6 +253,7 @@ def boundary_width(
     "The width of the band along a contour."
     return max(1, round(ratio * float(np.hypot(*size_hw))))
 
+# %% ../nbs/lib/11_metrics.ipynb #321423f1
 def _band(
     mask:np.ndarray, # (H,W) uint8 class indices
     ignored:np.ndarray, # (H,W) bool, pixels that count for nothing
@@ -252,6 +268,7 @@ def _band(
     band[:d], band[-d:], band[:, :d], band[:, -d:] = True, True, True, True
     return band & ~ignored
 
+# %% ../nbs/lib/11_metrics.ipynb #57bf9a77
 def boundary_counts(
     pred, # (H,W) or (B,H,W) class indices
     target, # the same shape, class indices
@@ -284,7 +301,7 @@ def boundary_iou(
     with np.errstate(invalid='ignore'): iou = both / either
     return dict(mean_boundary_iou=_nanmean(iou), per_category_boundary_iou=_per_class(iou, id2label))
 
-# %% ../nbs/lib/11_metrics.ipynb #bcafd964
+# %% ../nbs/lib/11_metrics.ipynb #a384ca7a
 class Calibration:
     "Reliability bins that fill batch by batch."
     def __init__(self,
@@ -309,21 +326,23 @@ class Calibration:
         self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
         return self
 
-    @property
-    def ece(self)->float: # 0 (honest) … 1
-        "Expected calibration error."
-        n, confidence, right = self._read()
-        return float(np.abs(confidence - right).sum() / n.sum()) if n.sum() else float('nan')
+# %% ../nbs/lib/11_metrics.ipynb #8fe448cd
+@patch
+def _read(self:Calibration):
+    return np.zeros((3, self.n_bins)) if self._sums is None else self._sums.cpu().numpy()
 
-    @property
-    def table(self): # DataFrame, a row per bin: low, high, pixels, confidence, accuracy
-        "The reliability curve."
-        import pandas as pd
-        n, confidence, right = self._read()
-        edges = np.linspace(0, 1, self.n_bins + 1)
-        with np.errstate(invalid='ignore'):
-            return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], pixels=n.astype(np.int64),
-                                     confidence=confidence / n, accuracy=right / n))
+@patch(as_prop=True)
+def ece(self:Calibration)->float: # 0 (honest) … 1
+    "Expected calibration error."
+    n, confidence, right = self._read()
+    return float(np.abs(confidence - right).sum() / n.sum()) if n.sum() else float('nan')
 
-    def _read(self):
-        return np.zeros((3, self.n_bins)) if self._sums is None else self._sums.cpu().numpy()
+@patch(as_prop=True)
+def table(self:Calibration)->object: # DataFrame, a row per bin: low, high, pixels, confidence, accuracy
+    "The reliability curve."
+    import pandas as pd
+    n, confidence, right = self._read()
+    edges = np.linspace(0, 1, self.n_bins + 1)
+    with np.errstate(invalid='ignore'):
+        return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], pixels=n.astype(np.int64),
+                                 confidence=confidence / n, accuracy=right / n))

