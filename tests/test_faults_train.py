@@ -1,7 +1,7 @@
 """Faults under `fit`: killed, out of disk, read-only, robbed of a photo or a worker, two at once, a clock that jumps. One sentence each, nothing half-written, and the same call goes on."""
-import functools, os, random, shutil, signal, subprocess, sys, time
+import functools, multiprocessing, os, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
-import pytest
+import nursery, pytest
 from test_train_resume import CLOCK, data, go, same, undisturbed  # noqa: F401  (the fixtures)
 from seglab import train as T
 from seglab.train import Run
@@ -11,32 +11,13 @@ LONG = bool(os.environ.get('SEGLAB_LONG'))
 KILLS = 8 if LONG else 1                                                        # rounds for each number of workers
 
 
-class Child:
-    "`fit` in a process of its own; what it raises becomes `Type: message` in a file."
+class Child(nursery.Child):
+    "`fit` in a process of its own."
     def __init__(self, data, out, before=lambda: None, **kw):
-        self.file = Path(f'{data}/said-{time.monotonic_ns()}')
-        self.pid = os.fork()
-        if self.pid: return
-        code = 1
-        try:
-            sys.stdout = sys.stderr = open(os.devnull, 'w')
+        def work():
             before()
             go(data, out, **kw)
-            code = 0
-        except BaseException as e: self.file.write_text(f'{type(e).__name__}: {e}')
-        finally: os._exit(code)
-
-    def wait(self):
-        "Its exit code (negative: the signal), and what it said."
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return code, self.file.read_text() if self.file.exists() else ''
-
-    def ended(self): return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-    def send(self, sig):
-        "False where it has ended by itself."
-        os.kill(self.pid, sig)
-        return self.wait()[0] == -sig
+        super().__init__(work)
 
 
 def finish(data, out, **kw):
@@ -111,18 +92,11 @@ def test_a_file_where_the_folder_should_be(data, tmp_path):
     assert (tmp_path/'run').read_text() == 'mine'
 
 
-
-def test_a_folder_of_somebody_else_is_left_alone(data, tmp_path):
-    (tmp_path/'thesis.txt').write_text('mine')
-    with pytest.raises(ValueError, match='is not empty and holds no run'): go(data, tmp_path)
-    assert [p.name for p in tmp_path.iterdir() if p.name[0] != '.'] == ['thesis.txt'] and (tmp_path/'thesis.txt').read_text() == 'mine'
-
-
 # --- data and workers that go away
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_photo_deleted_under_the_reader(workers, data, undisturbed, tmp_path):
-    mine = shutil.copytree(data, tmp_path/'data', ignore=shutil.ignore_patterns('said-*'))
+    mine = shutil.copytree(data, tmp_path/'data')
     lost, out = mine/'train_masks'/'5.png', tmp_path/'run'
 
     def before():
@@ -138,7 +112,6 @@ def test_a_photo_deleted_under_the_reader(workers, data, undisturbed, tmp_path):
     same(undisturbed, finish(mine, out, workers=workers))
 
 
-@pytest.mark.skipif(not Path('/proc').exists(), reason='needs /proc to find the workers')
 def test_a_worker_killed_by_the_system(data, undisturbed, tmp_path):
     out = tmp_path/'run'
 
@@ -146,8 +119,7 @@ def test_a_worker_killed_by_the_system(data, undisturbed, tmp_path):
         was = T._Watching.on_step_end
         def on_step_end(self, args, state, control, **kw):
             if state.global_step == 4:
-                pids = [int(c) for t in Path('/proc/self/task').iterdir() for c in (t/'children').read_text().split()]
-                os.kill(pids[0], signal.SIGKILL)
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
                 time.sleep(.3)
             was(self, args, state, control, **kw)
         T._Watching.on_step_end = on_step_end

@@ -1,15 +1,16 @@
 "Killed at any moment and called again, `fit` ends with the same weights and the same history, bit for bit."
-import os, shutil, signal, sys, traceback
+import functools, os, signal
 from pathlib import Path
 import cv2, numpy as np, pytest, torch
 import accelerate, segmentation_models_pytorch                            # imported once here, not in each child
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, Trainer, TrainingArguments  # noqa: F401
+from nursery import Child, well
 from seglab import train as T
 from seglab.dataset import LabelSpace, SegDataset, train_tfms
 from seglab.model import Segmenter
 from seglab.train import Run, fit
 
-pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork to die without taking the test along')
+pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
 CLOCK = ['images_per_second', 'data_wait', 'eval_images_per_second']
 LABELS = LabelSpace.from_names(['sky', 'road', 'car'])
 
@@ -42,14 +43,11 @@ def go(data, out, workers=0, seed=0, side=32, **kw):
 
 def dies(sig, data, out, patch, **kw):
     "Call fit in a child that kills itself where `patch` says; it must die of that signal."
-    pid = os.fork()
-    if pid == 0:
-        try:
-            patch(lambda: os.kill(os.getpid(), sig))
-            go(data, out, **kw)
-        finally: os._exit(3)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == sig, f'the child should have died of {sig}, status {status}'
+    def work():
+        patch(lambda: os.kill(os.getpid(), sig))
+        go(data, out, **kw)
+    code, said = Child(work).wait()
+    assert code == -sig, f'the child should have died of {sig}, but ended with {code}: {said}'
 
 
 def at_step(n):
@@ -103,12 +101,7 @@ def same(a, b):
 @pytest.fixture(scope='module')
 def undisturbed(data, tmp_path_factory):
     out = tmp_path_factory.mktemp('runs')/'whole'
-    pid = os.fork()
-    if pid == 0:
-        try: go(data, out); os._exit(0)
-        except BaseException: traceback.print_exc()
-        finally: os._exit(1)
-    assert os.waitpid(pid, 0)[1] == 0
+    well(functools.partial(go, data, out))
     return Run(out)
 
 
@@ -120,24 +113,14 @@ def undisturbed(data, tmp_path_factory):
 def test_killed_and_resumed(workers, deaths, data, undisturbed, tmp_path):
     out = tmp_path/'run'
     for i, (sig, patch) in enumerate(deaths): dies(sig, data, out, patch, workers=workers, seed=i)
-    pid = os.fork()
-    if pid == 0:
-        try: go(data, out, workers=workers, seed=99); os._exit(0)
-        except BaseException: traceback.print_exc()
-        finally: os._exit(1)
-    assert os.waitpid(pid, 0)[1] == 0
+    well(functools.partial(go, data, out, workers=workers, seed=99))
     same(undisturbed, Run(out))
 
 
 def test_photos_kept_on_the_device_resume_too(data, tmp_path):
     "The whole set on the device (here the CPU), augmented there: killed in mid-epoch, the same in the end; and it is not the run without."
     def child(out):
-        pid = os.fork()
-        if pid == 0:
-            try: go(data, out, on_device=True, side=48); os._exit(0)
-            except BaseException: traceback.print_exc()
-            finally: os._exit(1)
-        assert os.waitpid(pid, 0)[1] == 0
+        well(functools.partial(go, data, out, on_device=True, side=48))
         return Run(out)
     one = child(tmp_path/'one')
     dies(signal.SIGKILL, data, tmp_path/'two', at_step(5), on_device=True, side=48)
