@@ -22,6 +22,7 @@ def _server():
 
 def _do(work, said):
     code = 1
+    multiprocessing.set_start_method('fork', force=True)       # data workers that belong to this process, and end with it
     try:
         sys.stdout = sys.stderr = open(os.devnull, 'w')
         cloudpickle.loads(work)()
