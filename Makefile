@@ -23,16 +23,16 @@ $(VENV)/.dev: $(BIN)/uv settings.ini setup.py constraints.txt
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.run
 
-demo: $(VENV)/.run    ## the whole job on the embedded sample: masks, two models, a report in demo/
-	$(BIN)/seglab_demo $(OUT)
+demo: $(VENV)/.run    ## the whole job on drawn photos: masks, two models, a report in demo/
+	$(BIN)/seglab demo $(OUT)
 
-test: $(VENV)/.dev    ## every gate: clean, export, readme, symbols, notebooks, tests, docs
+test: $(VENV)/.dev    ## every gate: clean, export, readme, names, symbols, house, package, notebooks, tests, docs
 	$(BIN)/python tools/gates.py
 
 docs: $(VENV)/.dev    ## build the site into _docs/ and check its links
 	$(BIN)/python tools/docs.py
 
-readme: $(VENV)/.dev    ## write README.md from nbs/index.ipynb
+readme: $(VENV)/.dev    ## write README.md, the list of notebooks and the sidebar
 	$(BIN)/python tools/readme.py
 
 gpu: $(VENV)/.dev    ## all that only a GPU can show; GPU='camvid_unet --camvid DIR' for one part (see bench/gpu.py)

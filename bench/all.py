@@ -1,28 +1,29 @@
 #!/usr/bin/env python
 """Run every benchmark of this folder but the GPU's, and keep what each finds in nbs/results/bench_<name>.json.
 
-    python bench/all.py --coco DIR            all of them, on real COCO photos; for a machine that does nothing else
+    python bench/all.py --coco DIR            all of them but before_after, on real COCO photos; for a machine that does nothing else
     python bench/all.py prepare loader        only these
     python bench/all.py --quick               fewer rounds: rough numbers, marked so in the files
     python bench/all.py --tiny                seconds each, on drawn input, files to a folder that is thrown away: do they run?
 
-DIR holds annotations/instances_*.json beside the photos, as `seglab_fetch` leaves them; drawn photos serve without one.
+DIR holds annotations/instances_*.json beside the photos, as `seglab fetch` leaves them; drawn photos serve without one.
 A file holds the script's own JSON line under "result", and around it date, machine, load and command. A benchmark that
 fails is named at the end, its old file stays, and the exit status is 1.
 """
 import argparse, json, os, platform, re, subprocess, sys, tempfile, time
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+from seglab.files import versions
 FULL = dict(start=[], read_coco=['ANNOTATIONS'], prepare=['ANNOTATIONS', 'PHOTOS', '--ram', 'RAM', '--times', '4', '--repeats', '3'], anatomy=['ANNOTATIONS', 'PHOTOS', '--out', 'RAM'],
             loader=['--coco', 'COCO'], metrics=[], evaluate=[], train_step=[])
 QUICK = dict(start=['--repeats', '3'], read_coco=['--megabytes', '60', '--repeats', '2'], prepare=['--n', '120', '--repeats', '2'],
              anatomy=['--n', '120', '--repeats', '1'], loader=['--photos', '120', '--rounds', '2'], metrics=[],
              evaluate=['--photos', '40', '--masks', '5000', '--rounds', '1'], train_step=['--steps', '3', '--warmup', '1', '--rounds', '1'])
-PACKAGES = ('seglab', 'numpy', 'opencv-python-headless', 'simplejpeg', 'pycocotools', 'torch', 'transformers', 'segmentation-models-pytorch', 'torchmetrics')
+PACKAGES = ('numpy', 'opencv-python-headless', 'simplejpeg', 'pycocotools', 'torch', 'transformers', 'segmentation-models-pytorch', 'torchmetrics')
 
 def processor():
     "The processor's name, as the system tells it."
@@ -33,14 +34,6 @@ def memory_gib():
     "GiB of memory, where the system tells."
     try: return round(os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30, 1)
     except (AttributeError, ValueError, OSError): return None
-
-def versions():
-    "Versions of what did the work."
-    found = dict(python=platform.python_version())
-    for name in PACKAGES:
-        try: found[name] = version(name)
-        except PackageNotFoundError: pass
-    return found
 
 def load(): return round(os.getloadavg()[0], 2) if hasattr(os, 'getloadavg') else None
 
@@ -74,8 +67,8 @@ def main():
         out.mkdir(parents=True, exist_ok=True)
         given = dict(RAM='/dev/shm' if os.access('/dev/shm', os.W_OK) else tmp)
         if not a.tiny:
-            sys.path.insert(0, str(ROOT))
-            from seglab.sample import find_coco, make_sample
+            from seglab.fetch import find_coco
+            from seglab.sample import make_sample
             coco = a.coco or str(make_sample(Path(tmp)/'drawn', n=200))
             annotations, photos = find_coco(coco)[0]
             given |= dict(COCO=coco, ANNOTATIONS=str(annotations), PHOTOS=str(photos))
@@ -90,7 +83,7 @@ def main():
             kept = dict(name=name, mode='tiny' if a.tiny else 'quick' if a.quick else 'full', date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                         photos='drawn' if a.tiny or not a.coco else 'COCO', command=' '.join(['python', f'bench/{name}.py', *words]),
                         machine=dict(processor=processor(), cores=os.cpu_count(), memory_gib=memory_gib(), system=platform.system(), architecture=platform.machine()),
-                        load_before=before, load_after=load(), seconds=round(seconds, 1), versions=versions(), result=result)
+                        load_before=before, load_after=load(), seconds=round(seconds, 1), versions=versions(*PACKAGES), result=result)
             part = out/f'.bench_{name}.json'
             part.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
             os.replace(part, out/f'bench_{name}.json')

@@ -9,13 +9,17 @@ stages    the parts of one photo by themselves: decoding, shrinking, judging and
 growth    `prepare` with more photos, more annotations a photo, larger pictures, more processes
 Write to a RAM disk (--out /dev/shm) to time the work and not the disk. All steps go in turn, round after round; medians.
 """
-import argparse, datetime, json, os, platform, shutil, statistics, sys, tempfile, time
+import argparse, dataclasses, datetime, json, os, platform, shutil, statistics, sys, tempfile, time
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cv2
 import prepare as beside
-from pycocotools.coco import COCO
-from seglab import masks as sm
+from seglab import images
+from seglab.coco import read_coco
+from seglab.files import machine, write_atomic
+from seglab.images import decode_image, encode_image, encode_mask, read_image_bytes, resize_image
+from seglab.masks import prepare
+from seglab.paint import paint_masks
 
 SIZE = beside.SIZE
 STEPS = ('plain', 'paint', 'grid', 'decode', 'shrink', 'encode')
@@ -28,19 +32,17 @@ def stepwise(upto, annotations, photos, out, n):
     if upto == 'plain': return beside.plain(annotations, photos, out, n)
     has = lambda step: STEPS.index(step) <= STEPS.index(upto)
     for sub in ('images', 'masks'): os.makedirs(f'{out}/{sub}', exist_ok=True)
-    file = sm.read_coco(annotations)
-    values, other, _ = sm._choose(file.categories, None, 'category_id')
-    job = dict(values=values, other=other, crowd='ignore', overlap='smallest', size_hw=(SIZE, SIZE) if has('grid') else None, fit='squash')
-    items = sm._plan([file], [.2], n)[0]
+    items, rules = beside.planned(annotations, photos, n)
+    if not has('grid'): rules = dataclasses.replace(rules, size_hw=None)
     for some in (items[i:i + 32] for i in range(0, len(items), 32)):
-        for item, (mask, _) in zip(some, sm._masks([(i.anns, i.height, i.width) for i in some], job)):
-            path = os.path.join(photos, item.file_name)
+        for item, (mask, _) in zip(some, paint_masks([(i.anns, i.height, i.width) for i in some], rules)):
+            path = item.path
             if not has('grid'): mask = cv2.resize(mask, (SIZE, SIZE), interpolation=cv2.INTER_NEAREST_EXACT)
-            photo = sm._decode(sm._image_bytes(path), item.file_name, None, True)[0] if has('decode') else cv2.imread(path)
-            photo = sm.resize_image(photo, (SIZE, SIZE)) if has('shrink') else cv2.resize(photo, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+            photo = decode_image(read_image_bytes(path), item.file_name, reuse=True)[0] if has('decode') else cv2.imread(path)
+            photo = resize_image(photo, (SIZE, SIZE)) if has('shrink') else cv2.resize(photo, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
             if has('encode'):
-                sm.write_atomic(f'{out}/images/{item.stem}.jpg', sm._encode(photo, False))
-                sm.write_atomic(f'{out}/masks/{item.stem}.png', sm._png(mask))
+                write_atomic(f'{out}/images/{item.stem}.jpg', encode_image(photo))
+                write_atomic(f'{out}/masks/{item.stem}.png', encode_mask(mask))
             else:
                 cv2.imwrite(f'{out}/images/{item.stem}.jpg', cv2.cvtColor(photo, cv2.COLOR_RGB2BGR) if has('decode') else photo)
                 cv2.imwrite(f'{out}/masks/{item.stem}.png', mask)
@@ -58,16 +60,13 @@ def stages(annotations, photos, out, n):
         t = clock(); r = f(*args)
         took[what] += clock() - t
         return r
-    file = timed('read', sm.read_coco, annotations)
-    items = timed('read', sm._plan, [file], [.2], n)[0]
-    values, other, _ = sm._choose(file.categories, None, 'category_id')
-    job = dict(values=values, other=other, crowd='ignore', overlap='smallest', size_hw=(SIZE, SIZE), fit='squash')
+    items, rules = timed('read', beside.planned, annotations, photos, n)
     for some in (items[i:i + 32] for i in range(0, len(items), 32)):
-        for item, (mask, _) in zip(some, timed('paint', sm._masks, [(i.anns, i.height, i.width) for i in some], job)):
-            data = timed('write', sm._image_bytes, os.path.join(photos, item.file_name))
-            photo = timed('shrink', sm.resize_image, timed('decode', sm._decode, data, item.file_name, None, True)[0], (SIZE, SIZE))
-            files = timed('encode', lambda: (sm._encode(photo, False), sm._png(mask)))
-            for suffix, data in zip(('jpg', 'png'), files): timed('write', sm.write_atomic, f'{out}/{item.stem}.{suffix}', data)
+        for item, (mask, _) in zip(some, timed('paint', paint_masks, [(i.anns, i.height, i.width) for i in some], rules)):
+            data = timed('write', read_image_bytes, item.path)
+            photo = timed('shrink', resize_image, timed('decode', decode_image, data, item.file_name, None, True)[0], (SIZE, SIZE))
+            files = timed('encode', lambda: (encode_image(photo), encode_mask(mask)))
+            for suffix, data in zip(('jpg', 'png'), files): timed('write', write_atomic, f'{out}/{item.stem}.{suffix}', data)
     return {k: v/n*1e3 for k, v in took.items()}
 
 def crowded(annotations, target, times):
@@ -80,9 +79,9 @@ def crowded(annotations, target, times):
 
 def growth_cases(annotations, photos, scratch, n):
     "{(axis, value): function of a folder to write}"
-    ours = lambda ann, m, workers=1, size=SIZE: lambda out: sm.prepare(ann, photos, out, size=size, workers=workers, n_images=m)
+    ours = lambda ann, m, workers=1, size=SIZE: lambda out: prepare(ann, photos, out, size_hw=size, workers=workers, n_images=m)
     cases = {('photos', m): ours(annotations, m) for m in sorted({max(1, n//8), max(1, n//4), max(1, n//2), n})}
-    per_photo = len(json.loads(Path(annotations).read_bytes())['annotations'])/len(sm.read_coco(annotations).images)
+    per_photo = len(json.loads(Path(annotations).read_bytes())['annotations'])/len(read_coco(annotations).images)
     for k in (1, 2, 4): cases['annotations a photo', round(k*per_photo, 1)] = ours(crowded(annotations, scratch/f'times{k}.json', k), n)
     for size in (128, 256, 512, None): cases['side', size or 'own'] = ours(annotations, n, size=size)
     for workers in sorted({1, 2, os.cpu_count() or 1}): cases['processes', workers] = ours(annotations, n, workers)
@@ -101,7 +100,7 @@ def main():
     scratch = Path(tempfile.mkdtemp(dir=a.out))
     try:
         annotations, photos = map(str, beside.tiny(scratch) if a.tiny else (a.annotations, a.photos))
-        there = len(sm.read_coco(annotations).images)
+        there = len(read_coco(annotations).images)
         n = min(a.n or there, there)
         ways = {('step', s): (lambda o, s=s: stepwise(s, annotations, photos, o, n)) for s in STEPS}
         ways |= {('step', 'files'): lambda o: beside.ours(annotations, photos, o, n), ('step', 'pack'): lambda o: beside.ours(annotations, photos, o, n, pack=True)}
@@ -129,8 +128,8 @@ def main():
     print('\n' + ', '.join(f'{k} {v:.2f}' for k, v in own.items()) + ' ms a photo\n')
     growth = [dict(axis=k[0], value=k[1], seconds=round(v, 4), photos=k[1] if k[0] == 'photos' else n) for k, v in med.items() if k[0] != 'step']
     for row in growth: print(f"{row['axis']:20}{row['value']!s:>8}{row['seconds']:10.3f} s{1e3*row['seconds']/row['photos']:8.2f} ms a photo")
-    print(json.dumps(dict(bench='anatomy', date=datetime.date.today().isoformat(), machine=platform.processor() or platform.machine(), cores=os.cpu_count(),
-                          python=platform.python_version(), opencv=cv2.__version__, simplejpeg=sm.simplejpeg is not None, photos=n, size=SIZE,
+    print(json.dumps(dict(bench='anatomy', date=datetime.date.today().isoformat(), machine=machine(), cores=os.cpu_count(),
+                          python=platform.python_version(), opencv=cv2.__version__, simplejpeg=images.simplejpeg is not None, photos=n, size=SIZE,
                           ablation=ablation, stages_ms=own, growth=growth)))
 
 if __name__ == '__main__': main()

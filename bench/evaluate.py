@@ -8,13 +8,14 @@ bootstrap  2,000 draws as one product per class, against drawing photos and addi
 evaluate   a small U-Net scored with counts, boundary IoU and calibration, against its bare forward pass and argmax
 memory     peak of a fresh process that scores --masks masks of 64x64, against one that scores a hundredth of them
 """
-import argparse, json, os, platform, statistics as st, subprocess, sys, time
+import argparse, json, os, statistics as st, subprocess, sys, time
 from datetime import date
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 import numpy as np, torch
-from seglab.compare import bootstrap_ious, evaluate, evaluate_masks
+from seglab.comparison import bootstrap_ious, evaluate, evaluate_masks
 from seglab.dataset import LabelSpace
-from seglab.model import from_smp
+from seglab.files import machine, versions
+from seglab.zoo import from_smp
 
 def masks(n, k, size, seed=0):
     "Triples of (stem, prediction, truth) with a handful of classes each, made from a few that are turned."
@@ -24,9 +25,9 @@ def masks(n, k, size, seed=0):
 
 class Drawn:
     "A data set in memory."
-    def __init__(self, n, labels, size):
-        self.labels, self.items = labels, [dict(pixel_values=torch.randint(0, 256, (3, size, size), dtype=torch.uint8), labels=torch.from_numpy(t))
-                                           for _, _, t in masks(n, labels.num_labels, size)]
+    def __init__(self, n, label_space, size):
+        self.label_space, self.items = label_space, [dict(pixel_values=torch.randint(0, 256, (3, size, size), dtype=torch.uint8), labels=torch.from_numpy(t))
+                                           for _, _, t in masks(n, label_space.num_labels, size)]
     def __len__(self): return len(self.items)
     def __getitem__(self, i): return self.items[i]
 
@@ -108,7 +109,7 @@ def main():
     few, many = peak_mib(max(10, a.masks // 100), a.classes), peak_mib(a.masks, a.classes)
     result['memory'] = dict(masks=a.masks, peak_mib=many[0], peak_mib_of_a_hundredth=few[0], table_mib=many[2], seconds=many[1])
     print(f'memory      {a.masks:,} masks: peak {many[0]:.0f} MiB, {many[0] - few[0]:.0f} MiB more than {max(10, a.masks // 100):,} masks; {many[1]:.0f} s')
-    print(json.dumps(dict(bench='evaluate', **result, settings=vars(a), date=date.today().isoformat(), machine=f'{platform.machine()}, {os.cpu_count()} cores',
-                          threads=torch.get_num_threads(), load=os.getloadavg()[0], torch=torch.__version__, python=platform.python_version())))
+    print(json.dumps(dict(bench='evaluate', **result, settings=vars(a), date=date.today().isoformat(), machine=machine(),
+                          threads=torch.get_num_threads(), load=os.getloadavg()[0], versions=versions('torch'))))
 
 if __name__ == '__main__': main()

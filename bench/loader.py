@@ -7,7 +7,7 @@ The tutorial loader reads a JPEG and a PNG per sample, maps category ids with nu
 widen labels to int64. Both use the same augmentation. Rounds alternate; a ratio is the median of the ratios within a round.
 Beside the clock stands the processor time of a sample, summed over this process and its workers: it tells the same on a busy machine.
 """
-import argparse, json, os, platform, statistics as st, sys, tempfile, time
+import argparse, json, os, statistics as st, tempfile, time
 from datetime import date
 from pathlib import Path
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
@@ -15,15 +15,18 @@ import albumentations as A
 import cv2, numpy as np, psutil, torch
 from albumentations.pytorch import ToTensorV2
 from torch.utils.data import DataLoader, Dataset
-from seglab.dataset import SegDataset, data_loader, label_space, pack, train_tfms
+from seglab.dataset import ByEpoch, CheckedCollate, EpochBatches, SegDataset, train_tfms
+from seglab.fetch import find_coco
+from seglab.files import machine, versions
 from seglab.masks import prepare
-from seglab.sample import find_coco, make_sample
+from seglab.packed import pack
+from seglab.sample import make_sample
 
 class Tutorial(Dataset):
     "What a tutorial writes: files in, float32 and int64 out, all of it in the worker."
-    def __init__(self, path, labels, size_hw):
+    def __init__(self, path, label_space, size_hw):
         self.images, self.masks = sorted((path/'images').iterdir()), sorted((path/'masks').iterdir())
-        self.table = labels.table
+        self.table = label_space.table
         self.tfms = A.Compose([*train_tfms(size_hw).transforms, A.Normalize(), ToTensorV2()])
     def __len__(self): return len(self.images)
     def __getitem__(self, i):
@@ -31,6 +34,10 @@ class Tutorial(Dataset):
         mask = self.table[cv2.imread(str(self.masks[i]), cv2.IMREAD_GRAYSCALE)]
         out = self.tfms(image=image, mask=mask)
         return dict(pixel_values=out['image'], labels=out['mask'].long())
+
+def ours(ds, batch_size, **keep):
+    "The loader that `fit` uses: its batches and its collate."
+    return DataLoader(ByEpoch(ds), batch_sampler=EpochBatches(len(ds), batch_size), collate_fn=CheckedCollate(ds.label_space.num_labels), **keep)
 
 def spent(loader):
     "Processor seconds so far, of this process and of the loader's workers."
@@ -53,7 +60,7 @@ def data(coco, photos, size, folder):
     "A prepared folder of real photos, or of drawn ones."
     if coco: annotations, images = find_coco(coco)[0]
     else: annotations, images = find_coco(make_sample(folder/'raw', photos))[0]
-    prepare(annotations, images, folder/'prepared', size=size, n_images=photos)
+    prepare(annotations, images, folder/'prepared', size_hw=size, n_images=photos)
     return folder/'prepared'
 
 def main():
@@ -71,11 +78,11 @@ def main():
     with tempfile.TemporaryDirectory(dir=ram) as tmp:
         path, hw = data(a.coco, a.photos, a.size, Path(tmp)), (a.size, a.size)
         files = SegDataset(path, None, 'all', train_tfms(hw))
-        plain = Tutorial(path, files.labels, hw)
+        plain = Tutorial(path, files.label_space, hw)
         packed = SegDataset(pack(path), None, 'all', train_tfms(hw))
         keep = dict(num_workers=a.workers, persistent_workers=a.workers > 0)
-        loaders = {'tutorial': DataLoader(plain, a.batch, shuffle=True, **keep), 'seglab, files': data_loader(files, a.batch, shuffle=True, **keep),
-                   'seglab, packed': data_loader(packed, a.batch, shuffle=True, **keep)}
+        loaders = {'tutorial': DataLoader(plain, a.batch, shuffle=True, **keep), 'seglab, files': ours(files, a.batch, **keep),
+                   'seglab, packed': ours(packed, a.batch, **keep)}
         for l in loaders.values(): epoch(l)  # start the workers, warm the caches
         rounds = [{k: epoch(l) for k,l in loaders.items()} for _ in range(a.rounds)]  # (clock, processor) seconds
         del loaders
@@ -93,7 +100,6 @@ def main():
     print('\n' + json.dumps(dict(bench='loader', photos=n, size=a.size, workers=a.workers, batch=a.batch, rounds=a.rounds, real=bool(a.coco),
         images_per_s={k: round(v, 1) for k,v in rate.items()}, ratio={k: round(v, 2) for k,v in ratio.items()}, cpu_ms_per_image={k: round(v, 3) for k,v in cpu.items()},
         cpu_ratio={k: round(v, 2) for k,v in cpu_ratio.items()}, cpu_ms_per_sample={k: round(v, 3) for k,v in one.items()},
-        machine=f'{platform.machine()}, {os.cpu_count()} cores', date=str(date.today()), python=platform.python_version(),
-        versions=dict(torch=torch.__version__, numpy=np.__version__, opencv=cv2.__version__, albumentations=A.__version__))))
+        machine=machine(), date=str(date.today()), versions=versions('torch', 'numpy', 'opencv-python-headless', 'albumentations'))))
 
 if __name__ == '__main__': main()

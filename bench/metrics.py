@@ -3,16 +3,16 @@
 
     python bench/metrics.py [--tiny]
 """
-import argparse, json, os, platform, statistics, time
+import argparse, json, statistics, time
 from datetime import date
 
 import cv2
 import numpy as np
 import torch
-import torchmetrics
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from seglab.metrics import ConfusionMatrix
+from seglab.files import machine, versions
+from seglab.metrics import confusion_matrix
 
 def masks(rng, B, K, side):
     "Blobs of classes like a real mask's, with an ignored corner, and a prediction that is mostly right."
@@ -44,13 +44,13 @@ def main():
     for K in (2, 21, 81):
         pred, target = masks(rng, B, K, side)
         logits = torch.randn(B, K, side, side)
-        oracle, ours = MulticlassConfusionMatrix(K, ignore_index=255), ConfusionMatrix(K)
-        assert torch.equal(oracle(pred.long(), target.long()), ConfusionMatrix(K).update(pred, target).matrix)
+        oracle, total = MulticlassConfusionMatrix(K, ignore_index=255), torch.zeros(K, K, dtype=torch.long)
+        assert torch.equal(oracle(pred.long(), target.long()), confusion_matrix(pred, target, K))
         for what, (p_, t_), (q, u) in (
                 ('class indices, int64', (pred.long(), target.long()), (pred.long(), target.long())),
                 ('class indices, as each wants them', (pred.long(), target.long()), (pred, target)),
                 ('logits', (logits, target.long()), (logits, target))):
-            ms = median_ms(dict(torchmetrics=lambda: oracle.update(p_, t_), seglab=lambda: ours.update(q, u)),
+            ms = median_ms(dict(torchmetrics=lambda: oracle.update(p_, t_), seglab=lambda: total.add_(confusion_matrix(q, u, K))),
                            max(2, repeats // 3) if what == 'logits' else repeats)
             rows.append(dict(classes=K, input=what, **{k: round(v, 3) for k, v in ms.items()},
                              ratio=round(ms['torchmetrics'] / ms['seglab'], 1)))
@@ -58,8 +58,6 @@ def main():
     print(f'{"classes":>7}  {"input":<34} {"torchmetrics":>12} {"seglab":>8} {"ratio":>7}')
     for r in rows: print(f'{r["classes"]:>7}  {r["input"]:<34} {r["torchmetrics"]:>12.2f} {r["seglab"]:>8.2f} {r["ratio"]:>6.1f}×')
     print(json.dumps(dict(bench='metrics', tiny=a.tiny, batch=B, size_hw=[side, side], rows=rows, date=str(date.today()),
-                          machine=f'{platform.machine()}, {os.cpu_count()} cores, {platform.system()}',
-                          versions=dict(python=platform.python_version(), torch=torch.__version__, cv2=cv2.__version__,
-                                        torchmetrics=torchmetrics.__version__))))
+                          machine=machine(), versions=versions('torch', 'opencv-python-headless', 'torchmetrics'))))
 
 if __name__ == '__main__': main()

@@ -11,15 +11,19 @@ Each round runs every way once; the ratios are those within a round, by the cloc
 processes, then their medians. The processor's time is the one to believe on a machine that has other work too.
 Prints a table and one JSON line.
 """
-import argparse, contextlib, datetime, importlib.metadata, io, json, os, platform, shutil, statistics, tempfile, time
+import argparse, contextlib, datetime, io, json, os, shutil, statistics, tempfile, time
 import multiprocessing as mp
 from pathlib import Path
 
 import cv2
 import numpy as np
 from pycocotools.coco import COCO
-from seglab import masks as seglab_masks
+from seglab.coco import read_coco
+from seglab.files import machine, versions, write_atomic
+from seglab.images import decode_image, encode_image, encode_mask, read_image_bytes, resize_image
 from seglab.masks import prepare
+from seglab.paint import PaintRules, paint_masks
+from seglab.photos import choose_values, merge_categories, plan_photos
 
 SIZE = 256
 
@@ -50,47 +54,31 @@ def plain(annotations, photos, out, n, processes=1, photo_too=True):
         with mp.get_context('fork').Pool(processes) as pool:
             for _ in pool.imap_unordered(plain_one, ids, chunksize=8): pass
 
-def ours(annotations, photos, out, n, processes=1, **kw): prepare(annotations, photos, out, size=SIZE, workers=processes, n_images=n, **kw)
+def ours(annotations, photos, out, n, processes=1, **kw): prepare(annotations, photos, out, size_hw=SIZE, workers=processes, n_images=n, **kw)
+
+def planned(annotations, photos, n):
+    "The first photos with their annotations, and the rules to paint them by."
+    file = read_coco(annotations)
+    values, others, _ = choose_values(merge_categories([file]))
+    return plan_photos([file], [photos]).photos[:n], PaintRules(values, others, size_hw=(SIZE, SIZE))
 
 def ours_masks(annotations, photos, out, n):
     "Masks alone: the same judging, painting and writing, without opening a photo."
     os.makedirs(f'{out}/masks')
-    file = seglab_masks.read_coco(annotations)
-    table, other, _ = seglab_masks._choose(file.categories, None, 'category_id')
-    job = dict(values=table, other=other, crowd='ignore', overlap='smallest', size_hw=(SIZE, SIZE), fit='squash')
-    items = seglab_masks._plan([file], [.2], n)[0]
+    items, rules = planned(annotations, photos, n)
     for some in (items[i:i + 32] for i in range(0, len(items), 32)):
-        for item, (mask, _) in zip(some, seglab_masks._masks([(i.anns, i.height, i.width) for i in some], job)):
-            seglab_masks.write_atomic(f'{out}/masks/{item.stem}.png', seglab_masks._png(mask))
+        for item, (mask, _) in zip(some, paint_masks([(i.anns, i.height, i.width) for i in some], rules)):
+            write_atomic(f'{out}/masks/{item.stem}.png', encode_mask(mask))
 
 def floor(annotations, photos, out, n):
     "Nothing but decoding the photos at full size: what no exact pipeline can do without."
-    for item in seglab_masks._plan([seglab_masks.read_coco(annotations)], [.2], n)[0]:
-        seglab_masks._decode(seglab_masks._image_bytes(os.path.join(photos, item.file_name)), item.file_name, None, reuse=True)
+    for item in planned(annotations, photos, n)[0]: decode_image(read_image_bytes(item.path), item.file_name, reuse=True)
 
 def photo_alone(annotations, photos, out, n):
     "The photo's part of the work, by the libraries alone and without a file written: decode, shrink, encode. No mask is made."
-    for item in seglab_masks._plan([seglab_masks.read_coco(annotations)], [.2], n)[0]:
-        image = seglab_masks._decode(seglab_masks._image_bytes(os.path.join(photos, item.file_name)), item.file_name, None, reuse=True)[0]
-        seglab_masks._encode(seglab_masks.resize_image(image, (SIZE, SIZE)), False)
-
-def audit(annotations, n):
-    "What is judged of good annotations before anything is painted, and nothing else; parsing is not part of it."
-    file = seglab_masks.read_coco(annotations)
-    items = seglab_masks._plan([file], [.2], n)[0]
-    table, other, _ = seglab_masks._choose(file.categories, None, 'category_id')
-    job, lots = dict(values=table, other=other, crowd='ignore'), []
-    for some in (items[i:i + 32] for i in range(0, len(items), 32)):
-        plain = [(bytes(a.segmentation), i) for i in some for a in i.anns if bytes(a.segmentation)[:1] == b'[']
-        xy, lengths, n_rings = seglab_masks._parse_polygons([raw for raw, _ in plain])
-        lots.append((xy, lengths, n_rings, *(np.repeat(v, n_rings) for v in zip(*((i.height, i.width) for _, i in plain)))))
-    def checks(out):
-        seglab_masks._mark_twins(file.annotations)
-        for lot in lots: seglab_masks._plainly_good(*lot)
-        for item in items:
-            seglab_masks._safe_path('.', item.file_name)
-            for a in item.anns: seglab_masks._first_look(a, job)
-    return checks
+    for item in planned(annotations, photos, n)[0]:
+        image = decode_image(read_image_bytes(item.path), item.file_name, reuse=True)[0]
+        encode_image(resize_image(image, (SIZE, SIZE)))
 
 def tiny(folder):
     "A few drawn photos with polygons, as a COCO file."
@@ -119,17 +107,6 @@ def copies(annotations, photos, folder, times):
         more['annotations'] += [dict(a, id=a['id'] + k*step, image_id=a['image_id'] + k*step) for a in whole['annotations']]
     (folder/'copies.json').write_text(json.dumps(more))
     return str(folder/'copies.json'), str(folder/'copies')
-
-def machine():
-    "The processor's name, where the system tells it."
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if os.path.exists('/proc/cpuinfo') else []
-    return next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor() or platform.machine())
-
-def versions():
-    out = dict(python=platform.python_version())
-    for name in ('seglab', 'numpy', 'opencv-python-headless', 'opencv-python', 'simplejpeg', 'msgspec', 'pycocotools', 'pillow'):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError): out[name] = importlib.metadata.version(name)
-    return out
 
 def used(): return time.process_time() + sum(os.times()[2:4])                             # and that of ended children
 
@@ -166,13 +143,13 @@ def main():
     with tempfile.TemporaryDirectory(dir=a.ram) as ram, tempfile.TemporaryDirectory(dir=a.disk) as disk:
         files, photos = map(str, tiny(Path(ram)) if a.tiny else (a.annotations, a.photos))
         if a.times > 1: files, photos = copies(files, photos, Path(ram), a.times)
-        there = len(seglab_masks.read_coco(files).images)
+        there = len(read_coco(files).images)
         n = min(a.n or there, there)
         ways = dict(plain_1=lambda o: plain(files, photos, o, n), seglab_1=lambda o: ours(files, photos, o, n),
                     plain_2=lambda o: plain(files, photos, o, n, 2), seglab_2=lambda o: ours(files, photos, o, n, 2),
                     seglab_pack_1=lambda o: ours(files, photos, o, n, pack=True), seglab_pack_2=lambda o: ours(files, photos, o, n, 2, pack=True),
                     plain_masks=lambda o: plain(files, photos, o, n, photo_too=False), seglab_masks=lambda o: ours_masks(files, photos, o, n),
-                    decode_only=lambda o: floor(files, photos, o, n), photo_only=lambda o: photo_alone(files, photos, o, n), audit_only=audit(files, n))
+                    decode_only=lambda o: floor(files, photos, o, n), photo_only=lambda o: photo_alone(files, photos, o, n))
         ways = {k: (w, 'ram') for k, w in ways.items()} | {k + '_disk': (ways[k], 'disk') for k in ('plain_1', 'seglab_1')}
         folders = dict(ram=Path(ram), disk=Path(disk))
         if not a.tiny: rounds(ways, folders, 1)                                        # warms up
@@ -187,9 +164,7 @@ def report(wall, cpu, n, times):
     print(f'{n} photos{f" ({times} copies of each)" if times > 1 else ""}, {SIZE}x{SIZE}; milliseconds a photo and ratios, by the clock and by the processor; medians of {len(wall["plain_1"])}\n')
     print(f'{"":36}{"plain":>8}{"seglab":>8}{"ratio":>8}{"":4}{"cpu: plain":>12}{"seglab":>8}{"ratio":>8}')
     for name, x, y in ROWS: print(f'{name:36}{ms[x]:8.2f}{ms[y]:8.2f}{ratios[name]:7.2f}x{"":4}{cpu_ms[x]:12.2f}{cpu_ms[y]:8.2f}{cpu_ratios[name]:7.2f}x')
-    share = {k: ratio(wall, 'audit_only', k) for k in ('seglab_1', 'seglab_masks')}
-    print(f'\nthe audit of good annotations: {ms["audit_only"]:.3f} ms a photo, {share["seglab_1"]:.1%} of prepare, {share["seglab_masks"]:.1%} of the masks alone')
     print(json.dumps(dict(bench='prepare', date=datetime.date.today().isoformat(), machine=machine(), cores=os.cpu_count(), load=round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None,
-                          versions=versions(), photos=n, times=times, ms_per_photo=ms, cpu_ms_per_photo=cpu_ms, ratios=ratios, cpu_ratios=cpu_ratios, audit_share=share)))
+                          versions=versions('numpy', 'opencv-python-headless', 'simplejpeg', 'msgspec', 'pycocotools', 'pillow'), photos=n, times=times, ms_per_photo=ms, cpu_ms_per_photo=cpu_ms, ratios=ratios, cpu_ratios=cpu_ratios)))
 
 if __name__ == '__main__': main()

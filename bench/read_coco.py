@@ -8,8 +8,9 @@ The records of the given file are repeated, with new ids, until the file has the
 Both end with annotations grouped by photo. Memory is the largest resident size minus that after the imports; on
 Linux from VmHWM, since ru_maxrss begins with the parent's largest size there. Prints a table and one JSON line.
 """
-import argparse, contextlib, datetime, importlib.metadata, json, os, platform, statistics, subprocess, sys, tempfile
+import argparse, datetime, json, os, statistics, subprocess, sys, tempfile
 from pathlib import Path
+from seglab.files import machine, versions
 
 CHILD = '''
 import json, os, sys, time
@@ -28,11 +29,13 @@ if sys.argv[1] == 'plain':
     coco = COCO(sys.argv[2])
     n = len(coco.anns)
 else:
-    from seglab.masks import read_coco, _plan
+    from seglab.coco import read_coco
     before, out = peak(), sys.stdout
     t, c = time.perf_counter(), time.process_time()
     file = read_coco(sys.argv[2])
-    n = sum(len(i.anns) for i in _plan([file], [.2])[0])
+    photos = {im.id: [] for im in file.images}
+    for a in file.annotations: photos[a.image_id].append(a)
+    n = sum(map(len, photos.values()))
 t, c = time.perf_counter() - t, time.process_time() - c
 print(json.dumps(dict(seconds=t, cpu=c, megabytes=peak() - before, annotations=n)), file=out)
 '''
@@ -51,17 +54,6 @@ def tiny(path):
     d = dict(images=[dict(id=i, file_name=f'{i}.jpg', height=480, width=640) for i in range(50)], categories=[dict(id=1, name='thing')],
              annotations=[dict(id=i, image_id=i % 50, category_id=1, iscrowd=0, segmentation=[ring], bbox=[0, 0, 1, 1], area=1.) for i in range(400)])
     path.write_text(json.dumps(d))
-
-def machine():
-    "The processor's name, where the system tells it."
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if os.path.exists('/proc/cpuinfo') else []
-    return next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor() or platform.machine())
-
-def versions():
-    out = dict(python=platform.python_version())
-    for name in ('seglab', 'numpy', 'msgspec', 'pycocotools'):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError): out[name] = importlib.metadata.version(name)
-    return out
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -85,7 +77,7 @@ def main():
     ratios = {k: statistics.median(x[k]/max(y[k], 1e-9) for x, y in zip(got['plain'], got['seglab'])) for k in ('seconds', 'cpu', 'megabytes')}
     print(f"{mb:.0f} MB, {med['plain']['annotations']:,.0f} annotations; medians of {len(got['plain'])}\n\n{'':12}{'plain':>10}{'seglab':>10}{'ratio':>8}")
     for k in ratios: print(f"{k:12}{med['plain'][k]:10.2f}{med['seglab'][k]:10.2f}{ratios[k]:7.1f}x")
-    print(json.dumps(dict(bench='read_coco', date=datetime.date.today().isoformat(), machine=machine(), cores=os.cpu_count(), versions=versions(),
+    print(json.dumps(dict(bench='read_coco', date=datetime.date.today().isoformat(), machine=machine(), cores=os.cpu_count(), versions=versions('numpy', 'msgspec', 'pycocotools'),
                           file_megabytes=round(mb), medians=med, ratios={k: round(v, 2) for k, v in ratios.items()})))
 
 if __name__ == '__main__': main()

@@ -8,11 +8,10 @@
 
 Every variant starts from the same weights and sees the same batches. Rounds go through all variants in turn, so that a
 noisy neighbour hits them alike; the table shows medians, and ratios to the plain loop of the same round.
-`on_device` keeps the photos on the device and also augments them there, which the others do not.
 `wait` is the share of the time the loop waits for its next batch; `rate` the model's FLOPs (three times forward) over what
 one large matrix product reaches on this device in the same number format.
 """
-import argparse, contextlib, json, os, platform, shutil, statistics, sys, tempfile, time
+import argparse, contextlib, json, os, shutil, statistics, tempfile, time
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,26 +26,26 @@ from torch.utils.data import DataLoader, Dataset
 
 class Random(Dataset):
     "Photos and masks kept in memory, so that the step is what is timed; a class every few pixels."
-    def __init__(self, n, size_hw, labels, seed=0):
+    def __init__(self, n, size_hw, label_space, seed=0):
         g = np.random.default_rng(seed)
-        self.labels, self.stems = labels, [str(i) for i in range(n)]
+        self.label_space, self.stems = label_space, [str(i) for i in range(n)]
         self.x = torch.from_numpy(g.integers(0, 256, (n, *size_hw, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
-        small = g.integers(0, labels.num_labels, (n, -(-size_hw[0]//8), -(-size_hw[1]//8)), dtype=np.uint8)
+        small = g.integers(0, label_space.num_labels, (n, -(-size_hw[0]//8), -(-size_hw[1]//8)), dtype=np.uint8)
         self.y = torch.from_numpy(small.repeat(8, 1).repeat(8, 2)[:, :size_hw[0], :size_hw[1]].copy())
 
     def __len__(self): return len(self.x)
     def __getitem__(self, i): return dict(pixel_values=self.x[i], labels=self.y[i])
 
 
-def build(name, labels, tiny):
+def build(name, label_space, tiny):
     "A net with random weights, the same at each call."
     from seglab.segformer import build_segformer
     from seglab.unet import build_unet
     torch.manual_seed(0)
-    if name == 'unet': return build_unet(labels, encoder='resnet18' if tiny else 'resnet34', weights=None)
-    if name == 'segformer': return build_segformer(labels, size='b0', weights=None)
-    from seglab.model import build_model
-    return build_model(name, labels, weights=None)
+    if name == 'unet': return build_unet(label_space, 'resnet18' if tiny else 'resnet34', None)
+    if name == 'segformer': return build_segformer(label_space, 'b0', None)
+    from seglab.zoo import build_model
+    return build_model(name, label_space, None)
 
 
 def sync(device):
@@ -90,11 +89,11 @@ def loop(seg, data, a, device, bf16=False, channels_last=False, compiled=False):
 
 def fitted(seg, data, a, device, **kw):
     "The same steps by `fit`, from the rows of its history: the first row holds the warm-up."
-    from seglab import train
+    from seglab import train, trainer
     fake = SimpleNamespace(perf_counter=clock_of(a), monotonic=time.monotonic, sleep=time.sleep)
     out = Path(tempfile.mkdtemp(prefix='seglab-bench-'))
     try:
-        with mock.patch.object(train, 'time', fake) if clock_of(a) is time.process_time else contextlib.nullcontext():
+        with mock.patch.object(trainer, 'time', fake) if clock_of(a) is time.process_time else contextlib.nullcontext():
             run = train.fit(seg, (data, data), epochs=1, batch_size=a.batch, out=out/'run', workers=a.workers, pictures=0, progress=False,
                             max_steps=a.warmup + a.steps, logging_steps=max(1, a.warmup), eval_strategy='no', save_strategy='no', **kw)
         h = run.history.dropna(subset=['train_loss']).iloc[1:]
@@ -139,32 +138,33 @@ def main():
     if a.tiny: a.size, a.classes, a.batch, a.steps, a.warmup, a.rounds = 64, 5, 2, 3, 1, 2
     if a.cpu_time and (torch.cuda.is_available() or a.workers): p.error('--cpu_time is for a CPU without workers')
     from seglab.dataset import LabelSpace
+    from seglab.files import machine, versions
     from seglab.model import count_flops
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    labels = LabelSpace.from_names([f'c{i}' for i in range(a.classes)])
-    data = Random((a.warmup + a.steps) * a.batch, (a.size, a.size), labels)
+    space = LabelSpace.from_names([f'c{i}' for i in range(a.classes)])
+    data = Random((a.warmup + a.steps) * a.batch, (a.size, a.size), space)
     rates = {d: matrix_rate(device, d, 256 if a.tiny else 2048 if device.type == 'cpu' else 8192) for d in (torch.float32, torch.bfloat16)}
-    result = dict(what='train_step', machine=f'{platform.machine()}, {os.cpu_count()} cores' if device.type == 'cpu' else torch.cuda.get_device_name(),
+    result = dict(what='train_step', machine=machine(device),
                   cpu=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(), date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-                  versions=dict(torch=torch.__version__, python=platform.python_version()), size=a.size, classes=a.classes, batch=a.batch,
+                  versions=versions('torch', 'transformers'), size=a.size, classes=a.classes, batch=a.batch,
                   workers=a.workers, clock='process' if a.cpu_time else 'wall', bf16_in_hardware=_has_bf16(device), rounds=a.rounds, steps=a.steps, matrix_gflops={str(k)[6:]: round(v/1e9, 1) for k, v in rates.items()}, rows=[])
     for name in a.models:
-        flops = 3 * count_flops(build(name, labels, a.tiny), (a.size, a.size))
+        flops = 3 * count_flops(build(name, space, a.tiny), (a.size, a.size))
         variants = {'loop fp32': (loop, {}), 'fit fp32': (fitted, dict(precision='fp32')), 'loop fp32 channels_last': (loop, dict(channels_last=True)),
                     'loop bf16': (loop, dict(bf16=True)), 'loop bf16 channels_last': (loop, dict(bf16=True, channels_last=True)),
-                    'fit bf16': (fitted, dict(precision='bf16')), 'fit bf16 on_device': (fitted, dict(precision='bf16', on_device=True))}
+                    'fit bf16': (fitted, dict(precision='bf16'))}
         if a.compile: variants |= {'loop bf16 channels_last compiled': (loop, dict(bf16=True, channels_last=True, compiled=True)),
                                    'fit bf16 compiled': (fitted, dict(precision='bf16', compile=True))}
         took = {v: [] for v in variants}
         for _ in range(a.rounds):
-            for v, (f, kw) in variants.items(): took[v].append(f(build(name, labels, a.tiny), data, a, device, **kw))
+            for v, (f, kw) in variants.items(): took[v].append(f(build(name, space, a.tiny), data, a, device, **kw))
         print(f'\n{name}: {a.size}×{a.size}, {a.classes} classes, batch {a.batch}, {flops/1e9:.1f} GFLOP per image and step, {result["machine"]}')
         print(f'{"":34}{"ms/step":>9}{"images/s":>10}{"× plain":>9}{"× its loop":>11}{"wait":>7}{"rate":>7}')
         for v, ts in took.items():
             sec = statistics.median(t for t, _ in ts)
             plain = statistics.median(p[0] / t[0] for p, t in zip(took['loop fp32'], ts))
             twin = {'fit fp32': 'loop fp32 channels_last', 'fit bf16': 'loop bf16 channels_last',
-                    'fit bf16 on_device': 'loop bf16 channels_last', 'fit bf16 compiled': 'loop bf16 channels_last compiled'}.get(v)
+                    'fit bf16 compiled': 'loop bf16 channels_last compiled'}.get(v)
             same = statistics.median(p[0] / t[0] for p, t in zip(took[twin], ts)) if twin else None
             rate = flops * a.batch / sec / rates[torch.bfloat16 if 'bf16' in v else torch.float32]
             row = dict(model=name, variant=v, ms=round(sec*1e3, 2), images_per_second=round(a.batch/sec, 2), ratio=round(plain, 3),

@@ -6,14 +6,20 @@
 __all__ = ['SEGFORMER_SIZES', 'OverlapPatchEmbed', 'EfficientAttention', 'MixFFN', 'Block', 'Stage', 'AllMLPHead', 'SegFormer',
            'build_segformer']
 
-# %% ../nbs/03_segformer.ipynb #16e284e6
+# %% ../nbs/03_segformer.ipynb #39260631
 import math
+
+# %% ../nbs/03_segformer.ipynb #fc71a09d
 import torch
-from torch import nn
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .dataset import LabelSpace
-from .model import Segmenter, from_transformers
+from torch import nn
+
+# %% ../nbs/03_segformer.ipynb #cdec1b96
+from .files import mistake
+from .dataset import LabelSpace, label_space
+from .model import Segmenter
+from .zoo import from_transformers
 
 # %% ../nbs/03_segformer.ipynb #7dbda586
 class OverlapPatchEmbed(nn.Module):
@@ -173,9 +179,9 @@ class AllMLPHead(nn.Module):
     )->torch.Tensor:        # (B,K,h,w) logits at the size of the first map
         "Four maps to logits."
         size_hw = features[0].shape[-2:]
-        maps = [linear(f.movedim(1, -1)).movedim(-1, 1) for linear, f in zip(self.linears, features)]       # (B,width,h,w)
+        maps = [linear(f.movedim(1, -1)).movedim(-1, 1) for linear, f in zip(self.linears, features)]   # (B,width,h,w)
         maps = [F.interpolate(m, size_hw, mode='bilinear', align_corners=False) for m in maps]
-        x = F.relu(self.norm(self.mix(torch.cat(maps[::-1], dim=1))))                                       # (B,width,h,w)
+        x = F.relu(self.norm(self.mix(torch.cat(maps[::-1], dim=1))))                                   # (B,width,h,w)
         return self.score(self.dropout(x))
 
 # %% ../nbs/03_segformer.ipynb #66f89780
@@ -203,7 +209,8 @@ class SegFormer(nn.Module):
         return self.head(features)
 
 # %% ../nbs/03_segformer.ipynb #9c3a6bde
-SEGFORMER_SIZES = {size: dict(hidden_sizes=hidden, depths=depths, decoder_hidden_size=head) for size, hidden, depths, head in (
+SEGFORMER_SIZES = {size: dict(hidden_sizes=hidden, depths=depths, decoder_hidden_size=head)
+                   for size, hidden, depths, head in (
     ('b0', (32, 64, 160, 256),  (2, 2, 2, 2),  256),
     ('b1', (64, 128, 320, 512), (2, 2, 2, 2),  256),
     ('b2', (64, 128, 320, 512), (3, 4, 6, 3),  768),
@@ -213,14 +220,15 @@ SEGFORMER_SIZES = {size: dict(hidden_sizes=hidden, depths=depths, decoder_hidden
 
 # %% ../nbs/03_segformer.ipynb #c472705a
 def build_segformer(
-    labels:LabelSpace|list,   # the classes, as `LabelSpace` or a list of names; they decide `num_labels`
-    size:str='b0',            # 'b0' (3.8 M weights) … 'b5' (84.7 M); a folder's weights bring their own size
-    weights:str|None='auto',  # 'auto': NVIDIA's for this size from the hub; None: random; or a folder, or a name on the hub
+    label_space:LabelSpace|list, # the classes, as `LabelSpace` or a list of names; they decide `num_labels`
+    variant:str='b0',         # 'b0' (3.8 M weights) … 'b5' (84.7 M); a folder's weights bring their own size
+    weights:str|None='auto',  # 'auto': NVIDIA's for this size, from the hub; None: random; or a folder, or a hub name
     size_hw:tuple|None=None,  # (H, W) that predict resizes photos to; None leaves them as they are
     **kwargs,                 # to transformers' SegformerConfig: hidden_sizes, depths, drop_path_rate, …
 )->Segmenter:                 # in training mode, on the CPU
     "transformers' SegFormer as a `Segmenter`"
-    if size not in SEGFORMER_SIZES:
-        raise ValueError(f'SegFormer comes in the sizes {", ".join(SEGFORMER_SIZES)}; {size!r} came: take one of these')
-    if weights is None: return from_transformers('segformer', labels, None, size_hw=size_hw, **SEGFORMER_SIZES[size] | kwargs)
-    return from_transformers(f'nvidia/mit-{size}' if weights == 'auto' else weights, labels, size_hw=size_hw, **kwargs)
+    if variant not in SEGFORMER_SIZES: raise mistake('variant', variant, ', '.join(SEGFORMER_SIZES))
+    if weights is None:
+        return from_transformers('segformer', label_space, None, size_hw=size_hw, **SEGFORMER_SIZES[variant] | kwargs)
+    source = f'nvidia/mit-{variant}' if weights == 'auto' else weights
+    return from_transformers(source, label_space, size_hw=size_hw, **kwargs)

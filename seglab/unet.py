@@ -5,13 +5,18 @@
 # %% auto #0
 __all__ = ['DoubleConv', 'MaxPool', 'UpConv', 'CopyAndCrop', 'he_init', 'UNet', 'build_unet']
 
-# %% ../nbs/02_unet.ipynb #8be737c4
+# %% ../nbs/02_unet.ipynb #1842e1aa
 import math
+
+# %% ../nbs/02_unet.ipynb #36c5afa2
 import torch
-from torch import nn
 from fastcore.basics import patch
-from .dataset import LabelSpace
-from .model import Segmenter, from_smp
+from torch import nn
+
+# %% ../nbs/02_unet.ipynb #55b61419
+from .dataset import LabelSpace, label_space
+from .model import Segmenter
+from .zoo import from_smp
 
 # %% ../nbs/02_unet.ipynb #0eb19803
 class DoubleConv(nn.Sequential):
@@ -107,11 +112,11 @@ def _check_size(self:UNet, x):
 
 # %% ../nbs/02_unet.ipynb #22967843
 def build_unet(
-    labels:LabelSpace|list,      # the classes, as `LabelSpace` or a list of names
-    encoder:str='resnet34',      # any of smp's encoders; with 'tu-' before it any of timm's
-    weights:str|None='imagenet', # what the encoder has learned before; None: nothing; or the path of a weights file
+    label_space:LabelSpace|list, # the classes, as `LabelSpace` or a list of names
+    encoder_name:str='resnet34', # any of smp's encoders; with 'tu-' before it any of timm's
+    encoder_weights:str|None='imagenet', # what the encoder has learned before; None: nothing; or a weights file's path
     size_hw:tuple|None=None,     # (H, W) that predict resizes photos to; None leaves them as they are
     **kwargs,                    # to smp's Unet: encoder_depth, decoder_channels, …
 )->Segmenter:                    # in training mode, on the CPU
     "smp's U-Net as a `Segmenter`"
-    return from_smp('unet', labels, encoder, weights, size_hw=size_hw, **kwargs)
+    return from_smp('unet', label_space, encoder_name, encoder_weights, size_hw=size_hw, **kwargs)

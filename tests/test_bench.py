@@ -26,3 +26,23 @@ def test_all_of_them_run(tmp_path):
 def test_what_is_unknown_is_told():
     done = subprocess.run([sys.executable, BENCH/'all.py', 'prepair'], capture_output=True, text=True)
     assert done.returncode == 2 and 'no benchmark called prepair' in done.stderr
+
+
+def test_before_and_after_run_in_turns():
+    "This tree against itself."
+    root = BENCH.parent
+    done = subprocess.run([sys.executable, BENCH/'before_after.py', root, '--tiny'], capture_output=True, text=True, timeout=900, cwd=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert set(result['cpu']) == set(result['wall']) == {'prepare', 'pack', 'read_coco', 'loader', 'step', 'counting'}
+    assert all(r['before'] > 0 and r['after'] > 0 and r['ratio'] > 0 for r in result['wall'].values())
+    done = subprocess.run([sys.executable, BENCH/'before_after.py', 'no-such-commit', '--tiny'], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+
+
+def test_big_annotation_files(tmp_path):
+    big = runpy.run_path(str(BENCH/'big_coco.py'))['write'](tmp_path/'big.json', 50, 400, photos=tmp_path/'photos', size_hw=(48, 64))
+    coco = json.loads(big.read_text())
+    assert [len(coco[k]) for k in ('images', 'annotations', 'categories')] == [50, 400, 8]
+    assert {a['image_id'] for a in coco['annotations']} <= {i['id'] for i in coco['images']} and any(a['iscrowd'] for a in coco['annotations'])
+    assert len(list((tmp_path/'photos').iterdir())) == 50

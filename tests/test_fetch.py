@@ -1,13 +1,14 @@
 """`fetch_coco` against a server on loopback that breaks off, lies, forgets ranges, is busy, stalls, and serves poisoned zips."""
-import hashlib, io, json, os, signal, socket, stat, subprocess, sys, threading, time, zipfile
+import errno, hashlib, io, json, os, signal, socket, stat, subprocess, sys, threading, time, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from seglab import sample
-from seglab.sample import CocoZip, fetch_coco
+from seglab import fetch as fetching
+from seglab.fetch import CocoZip, fetch_coco
+from support.faults import until
 
 PHOTOS = {f'toy/{i:012d}.jpg': bytes([i]) * (40_000 + i) for i in range(5)}
 NOTES = {'annotations/instances_toy.json': json.dumps(dict(images=[], annotations=[], categories=[])).encode()}
@@ -86,12 +87,17 @@ def serve():
         s.server_close()
 
 
-def fetch(server, path, zips, **kw): return fetch_coco('toy', path, **{**dict(base_url=server.url, zips=zips, backoff=0, timeout=30), **kw})
+def fetch(server, path, zips, **kw):
+    "`fetch_coco` from this server, without waiting between tries."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetching, 'COCO_ZIPS', zips)
+        patch.setattr(fetching, '_BACKOFF', 0)
+        return fetch_coco('toy', path, **{**dict(base_url=server.url, timeout=30), **kw})
 
 
 def whole(path):
     "Is all there, as served, and nothing else?"
-    found = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob('*') if p.is_file()}
+    found = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob('*') if p.is_file() and p.name != '.lock'}
     return found == {**PHOTOS, **NOTES}
 
 
@@ -150,8 +156,8 @@ def test_nobody_there(tmp_path):
     _, zips = entry()
     with socket.socket() as s:  # bound, so that nobody else can take the port, but nobody listens
         s.bind(('127.0.0.1', 0))
-        with pytest.raises(ConnectionError, match='refused'):
-            fetch_coco('toy', tmp_path, base_url=f'http://127.0.0.1:{s.getsockname()[1]}', zips=zips, retries=1, backoff=0)
+        nobody = SimpleNamespace(url=f'http://127.0.0.1:{s.getsockname()[1]}')
+        with pytest.raises(ConnectionError, match='refused'): fetch(nobody, tmp_path, zips, retries=1)
 
 
 @pytest.mark.parametrize('code', [404, 403, 410])
@@ -164,7 +170,7 @@ def test_a_wrong_address_is_an_error_at_once(serve, tmp_path, code):
 
 # --- a lying server
 
-@pytest.mark.parametrize('do, said', [('lies', 'offers .* bytes, wanted'), ('endless', 'sends more than')])
+@pytest.mark.parametrize('do, said', [('lies', 'expected the file of .* got .* bytes'), ('endless', 'expected the file of .* got more')])
 def test_another_size_stops_before_it_is_stored(serve, tmp_path, do, said):
     files, zips = entry()
     with pytest.raises(ValueError, match=said): fetch(serve(files, [do]), tmp_path, zips)
@@ -188,7 +194,7 @@ def test_a_mixture_of_two_files_is_found_out(serve, tmp_path):
     files, zips = entry()
     old = {**files, 'photos.zip': files['photos.zip'][::-1]}
     with pytest.raises(ConnectionError): fetch(serve(old, ['drops'], 'drops at once', tag=None), tmp_path, zips, retries=0)
-    with pytest.raises(ValueError, match="is not COCO's file .SHA-256 .* deleted and fetch again"): fetch(serve(files, always='mixes'), tmp_path, zips)
+    with pytest.raises(ValueError, match="is not COCO's file: expected SHA-256 .* deleted; fetch again"): fetch(serve(files, always='mixes'), tmp_path, zips)
     fetch(serve(files), tmp_path, zips)
     assert whole(tmp_path)
 
@@ -251,21 +257,22 @@ AFTER = [.1, .6] if not os.environ.get('SEGLAB_LONG') else [i*.05 for i in range
 def test_room_is_checked_first(serve, tmp_path, monkeypatch):
     files, zips = entry()
     server = serve(files)
-    monkeypatch.setattr(sample.shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(fetching.shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match='has 0.0 GB free, fetching toy needs .* GB; make room'): fetch(server, tmp_path, zips)
     assert not server.asked
 
 
 RUN = '''
 import json, sys
-from seglab.sample import CocoZip, fetch_coco
+from seglab import fetch
 path, url, zips, limit = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
+fetch.COCO_ZIPS, fetch._BACKOFF = {k: fetch.CocoZip(*v) for k, v in zips.items()}, 0
 if limit:
     import resource, signal
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 print('go', flush=True)
-try: fetch_coco('toy', path, base_url=url, zips={k: CocoZip(*v) for k, v in zips.items()}, backoff=0)
+try: fetch.fetch_coco('toy', path, base_url=url)
 except (OSError, ValueError) as e: sys.exit(str(e))
 '''
 
@@ -277,20 +284,12 @@ def process(server, path, zips, limit=0):
     return p
 
 
-def until(condition, p, seconds=300):
-    "Wait for something that a process does."
-    end = time.monotonic() + seconds
-    while not condition():
-        assert p.poll() is None and time.monotonic() < end, 'the process ended before, or never came so far'
-        time.sleep(.01)
-
-
 @pytest.mark.skipif(os.name != 'posix', reason='limits and locks of POSIX')
 def test_a_full_disk_is_one_sentence(serve, tmp_path):
     files, zips = entry()
     p = process(serve(files), tmp_path, zips, limit=100_000)
     err = p.communicate(timeout=300)[1]
-    assert p.returncode == 1 and 'the disk is full' in err and err.count('\n') == 1
+    assert p.returncode == 1 and 'grew larger than the disk or your limit allows' in err and err.count('\n') == 1
     assert (tmp_path/'photos.zip.part').stat().st_size <= 100_000
     fetch(serve(files), tmp_path, zips)
     assert whole(tmp_path)
@@ -301,10 +300,20 @@ def test_the_second_process_is_told(serve, tmp_path):
     files, zips = entry()
     server = serve(files, ['holds'])
     p = process(server, tmp_path, zips)
-    until(lambda: (tmp_path/'photos.zip.part').exists(), p)
-    with pytest.raises(ValueError, match='another process is writing'): fetch(server, tmp_path, zips)
+    assert until(lambda: (tmp_path/'photos.zip.part').exists(), p)
+    with pytest.raises(ValueError, match='another process is fetching'): fetch(server, tmp_path, zips)
     server.go_on.set()
     assert p.wait(timeout=300) == 0 and whole(tmp_path)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='locks of POSIX')
+def test_a_disk_without_locks(serve, tmp_path, monkeypatch):
+    import fcntl
+    def no_locks(*args): raise OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr(fcntl, 'flock', no_locks)
+    files, zips = entry()
+    fetch(serve(files), tmp_path, zips)
+    assert whole(tmp_path)
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
@@ -326,7 +335,7 @@ def test_killed_in_the_middle_goes_on_from_there(serve, tmp_path, sig):
     files, zips = entry()
     p = process(serve(files, ['holds']), tmp_path, zips)
     part = tmp_path/'photos.zip.part'
-    until(lambda: part.exists() and part.stat().st_size > 0, p)
+    assert until(lambda: part.exists() and part.stat().st_size > 0, p)
     p.send_signal(sig)
     p.communicate(timeout=300)
     have, server = part.stat().st_size, serve(files)
@@ -355,12 +364,12 @@ def test_killed_between_unpacking_and_clearing_up(serve, tmp_path, zip, folder):
 
 def test_the_second_process_is_told_while_unpacking(serve, tmp_path, monkeypatch):
     files, zips = entry()
-    told, unpack = [], sample._unpack
+    told, unpack = [], fetching._unpack
     def meanwhile(*args):
-        with pytest.raises(ValueError, match='another process is writing') as e: fetch(serve(files), tmp_path, zips)
+        with pytest.raises(ValueError, match='another process is fetching') as e: fetch(serve(files), tmp_path, zips)
         told.append(str(e.value))
         unpack(*args)
-    monkeypatch.setattr(sample, '_unpack', meanwhile)
+    monkeypatch.setattr(fetching, '_unpack', meanwhile)
     fetch(serve(files), tmp_path, zips)
     assert len(told) == 2 and whole(tmp_path)
 
@@ -374,7 +383,7 @@ def test_a_zip_that_lies_there_is_used_and_kept(serve, tmp_path):
     other = tmp_path/'other'
     other.mkdir()
     (other/'photos.zip').write_bytes(b'something else')
-    with pytest.raises(ValueError, match='14 bytes, wanted .* delete it and fetch again'): fetch(server, other, zips)
+    with pytest.raises(ValueError, match='got 14. Delete it and fetch again'): fetch(server, other, zips)
     assert (other/'photos.zip').exists()
 
 
@@ -387,5 +396,5 @@ def test_annotations_join_a_folder_that_is_there(serve, tmp_path):
 
 
 def test_the_official_catalogue():
-    assert set(sample.COCO_ZIPS) == {'val2017', 'train2017', 'annotations'}
-    assert all(len(z.sha256) == 64 and int(z.sha256, 16) and z.size > 2e8 and z.address.endswith('.zip') for z in sample.COCO_ZIPS.values())
+    assert set(fetching.COCO_ZIPS) == {'val2017', 'train2017', 'annotations'}
+    assert all(len(z.sha256) == 64 and int(z.sha256, 16) and z.size > 2e8 and z.address.endswith('.zip') for z in fetching.COCO_ZIPS.values())

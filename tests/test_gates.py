@@ -20,22 +20,26 @@ def gate(tree, *names):
     done = subprocess.run([sys.executable, 'tools/gates.py', *names], cwd=tree, env=env, capture_output=True, text=True, timeout=900)
     return done.returncode, done.stderr + done.stdout
 
+def exported(name, source): return code(f'#| export\ndef {name}(\n    x:int, # a number\n)->int: # {source}\n    "Compute {source}."\n    return {source}')
+
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-    "A small project of the same shape: the same tools and settings, two notebooks, a site, a README."
+    "A small project of the same shape: the same tools and settings, three notebooks, a site, a README, a command."
     tree = tmp_path_factory.mktemp('made')/'project'
-    (tree/'nbs').mkdir(parents=True)
-    for name in ('tools', 'settings.ini', 'nbs/_quarto.yml', 'nbs/nbdev.yml', 'nbs/styles.css', 'nbs/favicon.svg'):
+    (tree/'nbs'/'lib').mkdir(parents=True)
+    for name in ('tools', 'settings.ini', 'setup.py', 'MANIFEST.in', 'LICENSE', 'nbs/_quarto.yml', 'nbs/nbdev.yml', 'nbs/styles.css', 'nbs/favicon.svg'):
         copy = shutil.copytree if (ROOT/name).is_dir() else shutil.copy
         copy(ROOT/name, tree/name)
-    (tree/'nbs/sidebar.yml').write_text('website:\n  sidebar:\n    contents:\n      - section: Start\n        contents:\n'
-                                        '          - {href: index.ipynb, text: Front}\n          - {href: 00_toy.ipynb, text: Toy}\n')
-    write_notebook(tree/'nbs/index.ipynb', markdown('# toy\n\n> A toy.'), markdown('Uses `double`.'))
-    write_notebook(tree/'nbs/00_toy.ipynb', markdown('# Toy\n\n> Doubling.'), code('#| default_exp toy'),
-                   code('#| export\ndef double(\n    x:int, # a number\n)->int: # twice the number\n    "Double a number."\n    return 2*x'),
+    write_notebook(tree/'nbs/index.ipynb', markdown('# toy\n\n> A toy.'), markdown('Uses `double`; see [Files](00_files.ipynb).\n\n<!-- house -->\n<!-- /house -->'))
+    write_notebook(tree/'nbs/00_files.ipynb', markdown('# Files\n\n> Doubling.'), code('#| default_exp files'), exported('double', '2*x'),
                    code('assert double(2) == 4'))
+    write_notebook(tree/'nbs/lib/40_cli.ipynb', markdown('# The command\n\n> A command.'), code('#| default_exp cli'), code('#| export\nfrom seglab.files import double'),
+                   code('#| export\ndef main()->int: # exit code\n    "The command."\n    return double(0)'), code('assert main() == 0'))
     (tree/'seglab').mkdir()
-    (tree/'seglab/__init__.py').write_text('__version__ = "0.1.0"\n')
+    text = (ROOT/'seglab/__init__.py').read_text()
+    start = text.index('_PUBLIC = dict(')
+    (tree/'seglab/__init__.py').write_text(text[:start] + "_PUBLIC = dict(files='double')\n" + text[text.index('_HOME = '):])
+    (tree/'seglab/report.html.jinja').write_text('a template')
     env = {**os.environ, 'PYTHONPATH': str(tree)}
     for command in ('nbdev_export', 'nbdev_clean'):
         subprocess.run([Path(sys.executable).with_name(command)], cwd=tree, env=env, check=True)
@@ -53,24 +57,25 @@ def edit(path, change):
     path.write_text(json.dumps(nb, indent=1) + '\n')
 
 def test_all_hold_on_a_clean_tree(tree):
-    status, text = gate(tree, 'clean', 'export', 'readme', 'symbols', 'notebooks', 'docs')
+    status, text = gate(tree, 'clean', 'export', 'readme', 'names', 'symbols', 'house', 'package', 'notebooks', 'docs')
     assert status == 0, text
-    assert text.strip().splitlines()[-1] == 'notebooks: 2 passed, 0 failed'
+    assert text.strip().splitlines()[-1] == 'notebooks: 3 passed, 0 failed'
 
 def test_clean_sees_an_execution_count(tree):
-    edit(tree/'nbs/00_toy.ipynb', lambda cells: cells[-1].update(execution_count=7))
+    edit(tree/'nbs/00_files.ipynb', lambda cells: cells[-1].update(execution_count=7))
     status, text = gate(tree, 'clean')
-    assert status == 1 and 'nbdev_clean changed nbs/00_toy.ipynb' in text
+    assert status == 1 and 'nbdev_clean changed nbs/00_files.ipynb' in text
 
 def test_export_sees_a_module_edited_by_hand(tree):
-    (tree/'seglab/toy.py').write_text((tree/'seglab/toy.py').read_text() + '\nby_hand = 1\n')
+    (tree/'seglab/files.py').write_text((tree/'seglab/files.py').read_text() + '\nby_hand = 1\n')
     status, text = gate(tree, 'export')
-    assert status == 1 and 'nbdev_export changed seglab/toy.py' in text
+    assert status == 1 and 'nbdev_export changed seglab/files.py' in text
 
 def test_readme_sees_a_stale_readme(tree):
     (tree/'README.md').write_text('old')
+    edit(tree/'nbs/00_files.ipynb', lambda cells: cells[0].update(source='# Doubles\n\n> Doubling.'))
     status, text = gate(tree, 'readme')
-    assert status == 1 and 'README.md not in step' in text
+    assert status == 1 and 'README.md, nbs/index.ipynb, nbs/sidebar.yml not in step' in text
 
 @pytest.mark.parametrize('source, gap', [
     ('#| export\ndef half(\n    x:int,\n)->int: # half\n    "Halve."\n    return x//2', 'half: no docment for x'),
@@ -80,17 +85,65 @@ def test_readme_sees_a_stale_readme(tree):
     ('#| export\ndef half(\n    x:int, # a number\n)->int: # half\n    "Halve."\n    return x//2', 'half: no example in view'),
 ])
 def test_symbols_sees_a_gap(tree, source, gap):
-    edit(tree/'nbs/00_toy.ipynb', lambda cells: cells.append({**code(source), 'id': 'planted1'}))
+    edit(tree/'nbs/00_files.ipynb', lambda cells: cells.append({**code(source), 'id': 'planted1'}))
     status, text = gate(tree, 'symbols')
     assert status == 1 and gap in text, text
 
+@pytest.mark.parametrize('change, said', [
+    (("files='double'", "files='double treble'"), "no module has: ['treble']"),
+    (('__all__ = ', 'extra = 1\n__all__ = '), "not on the list: ['extra']"),
+    (('__all__ = ', 'import numpy\n__all__ = '), 'loads torch, numpy or pandas'),
+    (('def __dir__(): return __all__', "def __dir__(): return [*__all__, 'more']"), "not the written list: ['more']"),
+])
+def test_names_sees_what_is_handed_out(tree, change, said):
+    file = tree/'seglab/__init__.py'
+    assert change[0] in file.read_text()
+    file.write_text(file.read_text().replace(*change))
+    status, text = gate(tree, 'names')
+    assert status == 1 and said in text, text
+
+@pytest.mark.parametrize('book, cells, said', [
+    ('00_files', [code('#| export\nx = "' + 120*'x' + '"')], 'a line of 126 columns'),
+    ('00_files', [code('#| export\n' + '\n'.join(f'x{i} = {i}' for i in range(451)))], '00_files.ipynb: 456 exported lines'),
+    ('00_files', [markdown('word '*3001)], '3005 words'), ('00_files', [code('1')]*130, '134 cells'),
+    ('00_files', [code('#| export\n' + '\n'.join(f'def _f{i}(): pass' for i in range(11)))], '11 private names'),
+    ('lib/40_cli', [exported('double', '3*x')], 'double: defined in cli and files'),
+    ('lib/40_cli', [code('#| export\nfrom seglab.files import _half')], 'cli: imports the private name _half of files'),
+    ('00_files', [code('#| export\nfrom seglab.cli import main')], 'files: imports upwards, from cli'),
+    ('index', [markdown('[here](files.html)')], 'the link files.html should end in .ipynb'),
+    ('index', [markdown('[here](lib/41_gone.ipynb)')], 'the link lib/41_gone.ipynb leads nowhere'),
+])
+def test_house_sees_a_broken_rule(tree, book, cells, said):
+    add = [{**c, 'id': f'planted{i}'} for i, c in enumerate(cells)]
+    edit(tree/f'nbs/{book}.ipynb', lambda there: there.extend(add))
+    env = {**os.environ, 'PYTHONPATH': str(tree)}
+    subprocess.run([Path(sys.executable).with_name('nbdev_export')], cwd=tree, env=env, check=True)
+    status, text = gate(tree, 'house')
+    assert status == 1 and said in text, text
+
+def test_house_sees_a_chapter_whose_call_comes_late(tree):
+    shutil.move(tree/'nbs/00_files.ipynb', tree/'nbs/00_masks.ipynb')
+    edit(tree/'nbs/00_masks.ipynb', lambda cells: cells.append({**code('prepare = len\nprepare([])'), 'id': 'planted1'}))
+    status, text = gate(tree, 'house')
+    assert status == 1 and '00_masks.ipynb: its call first runs at cell 4 of 5' in text, text
+
+@pytest.mark.parametrize('file, old, new, said', [
+    ('setup.py', "['*.jinja']", '[]', 'the wheel lacks seglab/report.html.jinja'), ('MANIFEST.in', 'settings.ini ', '', 'the sdist cannot be built'),
+    ('settings.ini', 'seglab.cli:main', 'seglab.cli:mian', 'does not work outside')])
+def test_package_sees_what_is_left_out(tree, file, old, new, said):
+    text = (tree/file).read_text()
+    assert old in text
+    (tree/file).write_text(text.replace(old, new))
+    status, text = gate(tree, 'package')
+    assert status == 1 and said in text, text
+
 def test_notebooks_counts_a_failing_cell(tree):
-    edit(tree/'nbs/00_toy.ipynb', lambda cells: cells.append({**code('assert double(2) == 5'), 'id': 'planted1'}))
+    edit(tree/'nbs/00_files.ipynb', lambda cells: cells.append({**code('assert double(2) == 5'), 'id': 'planted1'}))
     status, text = gate(tree, 'notebooks')
-    assert status == 1 and text.strip().splitlines()[-1] == 'notebooks: 1 passed, 1 failed', text
+    assert status == 1 and text.strip().splitlines()[-1] == 'notebooks: 2 passed, 1 failed', text
     assert 'assert double(2) == 5' in text and 'AssertionError' in text, 'what went wrong is shown'
 
-@pytest.mark.parametrize('link', ['[gone](gone.html)', '[no such heading](toy.html#nowhere)'])
+@pytest.mark.parametrize('link', ['[gone](gone.html)', '[no such heading](files.html#nowhere)'])
 def test_docs_sees_a_broken_link(tree, link):
     edit(tree/'nbs/index.ipynb', lambda cells: cells.append({**markdown(link), 'id': 'planted1'}))
     status, text = gate(tree, 'docs')

@@ -5,7 +5,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='kills and clocks are POSIX')
-PARTS = ['labels', 'throughput', 'camvid_unet', 'camvid_segformer', 'camvid', 'coco', 'evaluate', 'resume']
+PARTS = ['labels', 'throughput', 'camvid_unet', 'camvid_segformer', 'camvid', 'coco', 'evaluate']
 
 
 def gpu(home, *parts, **options):
@@ -20,7 +20,7 @@ def read(home, part): return json.loads((home/'results'/f'gpu_{part}.json').read
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
-    "All parts but cells, once."
+    "All parts, once."
     home = tmp_path_factory.mktemp('gpu')
     r = gpu(home, *PARTS, tiny=True)
     assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
@@ -32,7 +32,7 @@ def test_every_file_says_where_it_comes_from(home):
     for part in PARTS:
         d = read(home, part)
         assert d['part'] == part and d['complete'] and d['tiny'] and not d['on_gpu'], part
-        assert d['device'].startswith('cpu') and d['date'] and d['versions']['torch'] and d['seconds'] > 0, part
+        assert 'CPU' in d['device'] and d['date'] and d['versions']['torch'] and d['seconds'] > 0, part
         assert str(home) not in json.dumps(d), f'{part}: a path of this machine'
 
 def test_every_cause_is_caught(home):
@@ -69,10 +69,6 @@ def test_the_same_scores_on_device_and_cpu(home):
     for m in read(home, 'evaluate')['models'].values():
         assert m['equal'] and m['counting_exact'] and m['images_per_second'] > 0 and math.isfinite(m['mean_iou'])
 
-def test_killed_and_resumed_is_the_same(home):
-    for m in read(home, 'resume')['models'].values():
-        assert 0 < m['killed_after_checkpoint'] < m['steps'] and m['within_tolerance'] and m['same_history']
-
 def test_a_second_call_does_nothing_and_a_cut_part_goes_on(home):
     before = {part: (home/'results'/f'gpu_{part}.json').read_bytes() for part in PARTS}
     f = home/'results'/'gpu_coco.json'
@@ -82,26 +78,19 @@ def test_a_second_call_does_nothing_and_a_cut_part_goes_on(home):
     runs = {k: (home/'work'/'coco'/k/'config.json').stat().st_mtime_ns for k in keys}
     r = gpu(home, *PARTS, tiny=True)
     assert r.returncode == 0, r.stderr[-3000:]
-    assert r.stdout.count('done before, on cpu') == len(PARTS) - 1
+    assert r.stdout.count('done before, on ') == len(PARTS) - 1
     assert all((home/'results'/f'gpu_{p}.json').read_bytes() == before[p] for p in PARTS if p != 'coco')
     now = read(home, 'coco')
     assert now['complete'] and list(now['trainings']) == keys and now['scored'] == cut['scored']
     assert runs == {k: (home/'work'/'coco'/k/'config.json').stat().st_mtime_ns for k in keys}, 'a finished training was done again'
 
-def test_cells_run_one_notebook_after_another(tmp_path):
-    cell = lambda source: dict(cell_type='code', id='a', metadata={}, execution_count=None, outputs=[], source=source)
-    for name, source in (('good', '#| cuda\nassert True'), ('bad', '#| cuda\nassert 1 == 2, "planted"'), ('unflagged', 'assert False')):
-        (tmp_path/f'{name}.ipynb').write_text(json.dumps(dict(cells=[cell(source)], metadata={}, nbformat=4, nbformat_minor=5)))
-    r = gpu(tmp_path, 'cells', tiny=True, notebooks=tmp_path/'*.ipynb')
-    d = read(tmp_path, 'cells')
-    assert r.returncode == 1 and not d['complete'] and not d['passed'] and set(d['notebooks']) == {'good.ipynb', 'bad.ipynb'}, r.stdout + r.stderr
-    assert d['notebooks']['good.ipynb']['passed'] and 'planted' in d['notebooks']['bad.ipynb']['said']
-
 def test_a_part_is_cut_in_time_and_a_failed_one_stays_failed(tmp_path):
     (tmp_path/'results').mkdir()
     (tmp_path/'results'/'gpu_labels.json').write_text(json.dumps(dict(complete=True, tiny=True, device='x', date='2000-01-01', all_caught_and_usable=False)))
-    r = gpu(tmp_path, 'labels', 'throughput', 'camvid', tiny=True, minutes=.02)
-    assert r.returncode == 1 and 'labels: failed, throughput: cut, camvid: lacks data' in r.stdout, r.stdout + r.stderr
+    r = gpu(tmp_path, 'labels', 'throughput', tiny=True, minutes=.02)
+    assert r.returncode == 1 and 'labels: failed, throughput: cut' in r.stdout, r.stdout + r.stderr
+    r = gpu(tmp_path, 'camvid', tiny=True)
+    assert r.returncode == 1 and 'camvid: lacks data' in r.stdout, r.stdout + r.stderr
     d = read(tmp_path, 'throughput')
     assert not d['complete'] and d['minutes_allowed'] == .02 and d['seconds'] < 60
 

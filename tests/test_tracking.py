@@ -5,13 +5,16 @@ import numpy as np, pytest, torch
 from torch.utils.data import Dataset
 from seglab.dataset import LabelSpace
 from seglab.model import Segmenter
-from seglab.train import Run, _wandb_key, fit
+from seglab.runs import Run
+from seglab.trainer import _home_is_writable, _wandb_mode
+from seglab.train import fit
+from support.faults import LONG
 
 LABELS = LabelSpace.from_names(['sky', 'road', 'car'])
 
 
 class Stripes(Dataset):
-    def __init__(self, n): self.n, self.labels = n, LABELS
+    def __init__(self, n): self.n, self.label_space = n, LABELS
     def __len__(self): return self.n
     def __getitem__(self, i):
         y = torch.arange(32, dtype=torch.uint8).div(11, rounding_mode='floor').clamp(max=2).repeat(32, 1)
@@ -132,15 +135,51 @@ def test_wandb_disabled_is_honoured(tmp_path, monkeypatch):
     assert run.finished and not list(run.path.rglob('*.wandb'))
 
 
-def test_key_is_found(monkeypatch, tmp_path):
-    monkeypatch.setenv('WANDB_API_KEY', 'x' * 40)
-    assert _wandb_key()
-    monkeypatch.delenv('WANDB_API_KEY')
-    (tmp_path/'netrc').write_text('machine api.wandb.ai login user password ' + 'x' * 40)
-    monkeypatch.setenv('NETRC', str(tmp_path/'netrc'))
-    assert _wandb_key()
+def test_without_a_key_it_is_offline(monkeypatch, tmp_path):
+    pytest.importorskip('wandb')
+    for name in ('WANDB_MODE', 'WANDB_API_KEY'): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('NETRC', str(tmp_path/'none'))
-    assert not _wandb_key()
+    assert _wandb_mode() == 'offline'
+
+
+@pytest.mark.parametrize('name', ['größe', 'my run', '猫', 'x'*200] if LONG else ['größe 2'])
+def test_any_folder_name_ends_well(name, tmp_path, monkeypatch):
+    pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    assert train(tmp_path/name, report_to='wandb', progress=False).finished
+
+
+@pytest.mark.skipif(not Path('/proc/self').is_dir(), reason='a home that nobody can write to')
+def test_a_home_that_is_read_only(tmp_path, monkeypatch):
+    pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setenv('HOME', '/proc/self')
+    for name in ('CONFIG', 'CACHE', 'DATA'): monkeypatch.delenv(f'WANDB_{name}_DIR', raising=False)
+    assert not _home_is_writable()
+    assert train(tmp_path/'seg', report_to='wandb', progress=False).finished
+    for name in ('CONFIG', 'CACHE', 'DATA'): os.environ.pop(f'WANDB_{name}_DIR', None)
+
+
+def test_a_run_of_ones_own_is_used_and_left_open(tmp_path, monkeypatch):
+    wandb = pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    mine = wandb.init(project='sweep', dir=str(tmp_path), mode='offline')
+    try:
+        train(tmp_path/'seg', report_to='wandb', progress=False)
+        assert wandb.run is mine
+        mine.log(dict(a=1))
+        assert not list((tmp_path/'seg').rglob('*.wandb'))
+    finally: mine.finish()
+
+
+def test_whatever_wandb_says_at_the_end_is_a_line(tmp_path, monkeypatch, capsys):
+    wandb = pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    def broken(*a, **kw): raise ValueError('no artifact today')
+    monkeypatch.setattr(wandb.Artifact, 'add_dir', broken)
+    try: assert train(tmp_path/'seg', report_to='wandb').finished
+    finally: wandb.finish()
+    assert 'W&B: no artifact today; the run itself is whole' in capsys.readouterr().out
 
 
 def test_tensorboard(tmp_path):

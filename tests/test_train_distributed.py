@@ -1,12 +1,14 @@
-"Under torchrun (gloo, CPU): the scores of one process, exactly; its loss curve, within the tolerance of floats; uneven last batches counted once."
-import json, os, subprocess, sys
+"Under torchrun (gloo, CPU): every validation photo counts once, the scores are those that one process counts, and all processes end with the same weights."
+import os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from torch.utils.data import Dataset
 from seglab.dataset import LabelSpace, collate
 from seglab.metrics import confusion_matrix
 from seglab.model import Segmenter
-from seglab.train import Run, _last_checkpoint, fit
+from seglab.runs import Run, weights_digest
+from seglab.train import fit
+from support.faults import LONG
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32' or not torch.distributed.is_available(), reason='needs torch.distributed with gloo')
 LABELS = LabelSpace.from_names(['sky', 'road', 'car'])
@@ -14,7 +16,7 @@ LABELS = LabelSpace.from_names(['sky', 'road', 'car'])
 
 class Photos(Dataset):
     "Some with most pixels ignored, so that a mean of means would differ from the mean."
-    def __init__(self, n, seed): self.n, self.seed, self.labels = n, seed, LABELS
+    def __init__(self, n, seed): self.n, self.seed, self.label_space = n, seed, LABELS
     def __len__(self): return self.n
     def __getitem__(self, i):
         g = np.random.default_rng((self.seed, i))
@@ -48,10 +50,19 @@ def _net(name):
     return SegformerForSemanticSegmentation(c)
 
 
-def go(out, name, batch_size):
+def go(out, name, batch_size, callbacks=()):
     "Plain SGD: Adam would blow the last bit of a gradient near zero up to a whole step."
     return fit(model(name), (Photos(7, 0), Photos(5, 1)), epochs=2, lr=.05, batch_size=batch_size, precision='fp32', out=Path(out)/name, progress=False,
-               pictures=0, logging_steps=1, optim='sgd', per_device_eval_batch_size=2)
+               pictures=0, logging_steps=1, optim='sgd', per_device_eval_batch_size=2, callbacks=[*callbacks])
+
+
+def told(out, name):
+    "A callback that writes down the digest of this process's weights after its last step, before the best ones are read back."
+    from transformers import TrainerCallback
+    class Tell(TrainerCallback):
+        def on_train_end(self, args, state, control, model, **kw):
+            (Path(out)/f'{name}-{args.process_index}.digest').write_text(weights_digest(dict(model.named_parameters())))
+    return Tell()
 
 
 def launch(out, processes, batch_size):
@@ -73,46 +84,36 @@ def recount(run, name, batch_size=2):
     return m.tolist()
 
 
-# 7 photos: with a global batch of 4, two processes share a last batch of 3; with 3, one photo and two fillers are left for three.
-# In double precision, since batch norms magnify float32's rounding (see "One step" in the chapter): with it this U-Net's loss moves
-# by 1.6 % in five steps when the photos of each batch merely change places.
-SHARES = [(2, 2), (3, 1)]
+# 7 photos: with a global batch of 4, two processes share a last batch of 3; with 3, one photo and two fillers are left for three
+SHARES = [(2, 2), (3, 1)] if LONG else [(2, 2)]
+NETS = ['unet', 'segformer'] if LONG else ['segformer']
 
 @pytest.fixture(scope='module', params=SHARES, ids=lambda p: f'{p[0]} processes')
 def runs(request, tmp_path_factory):
-    "Processes, and for each model the run of one process and that of many."
+    "How many processes, and where they trained."
     processes, batch_size = request.param
     out = tmp_path_factory.mktemp('runs')
     launch(out/'many', processes, batch_size)
-    return processes, {n: (go(out/'one', n, processes * batch_size), Run(out/'many'/n)) for n in ('unet', 'segformer')}
+    return processes, out
 
 
-@pytest.mark.parametrize('name', ['unet', 'segformer'])
+@pytest.mark.parametrize('name', NETS)
 def test_scores_are_exact_and_every_photo_counts_once(runs, name):
-    processes, (one, many) = runs[0], runs[1][name]
-    assert many.config['settings']['processes'] == processes
-    assert one.history.step.tolist() == many.history.step.tolist()
-    s = many.scores
+    processes, run = runs[0], Run(runs[1]/'many'/name)
+    assert run.recipe.processes == processes and run.history.step.tolist()[-1] == 4
+    s = run.scores
     assert np.sum(s['confusion_matrix']) == sum(int((Photos(5, 1)[i]['labels'] != 255).sum()) for i in range(5))
-    assert s['confusion_matrix'] == recount(many, name)
+    assert s['confusion_matrix'] == recount(run, name)
 
 
-@pytest.mark.parametrize('name', ['unet', 'segformer'])
-def test_loss_curve_is_that_of_one_process(runs, name):
-    one, many = (r.history for r in runs[1][name])
-    for col in ('train_loss', 'eval_loss'): np.testing.assert_allclose(many[col], one[col], rtol=1e-6, err_msg=col)
-
-
-@pytest.mark.parametrize('name', ['unet', 'segformer'])
-def test_running_statistics_are_those_of_one_process(runs, name):
-    "What a batch norm remembers holds every photo once, and no filler."
-    from safetensors.torch import load_file
-    one, many = (load_file(_last_checkpoint(r.path)/'model.safetensors') for r in runs[1][name])
-    seen = [k for k in one if k.endswith(('running_mean', 'running_var', 'num_batches_tracked'))]
-    assert len(seen) >= 3
-    for k in seen: torch.testing.assert_close(many[k], one[k], rtol=1e-5, atol=1e-8, msg=lambda m: f'{k}: {m}')
+@pytest.mark.parametrize('name', NETS)
+def test_processes_end_with_the_same_weights(runs, name):
+    processes, out = runs
+    digests = [(out/'many'/f'{name}-{i}.digest').read_text() for i in range(processes)]
+    assert len(set(digests)) == 1
 
 
 if __name__ == '__main__':
-    for name in ('unet', 'segformer'): go(sys.argv[1], name, int(sys.argv[2]))
+    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
+    for name in NETS: go(sys.argv[1], name, int(sys.argv[2]), [told(sys.argv[1], name)])
     torch.distributed.destroy_process_group()

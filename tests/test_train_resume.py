@@ -4,11 +4,13 @@ from pathlib import Path
 import cv2, numpy as np, pytest, torch
 import accelerate, segmentation_models_pytorch                            # imported once here, not in each child
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, Trainer, TrainingArguments  # noqa: F401
-from nursery import Child, well
-from seglab import train as T
+from support.fresh_process import Child, well
+from seglab import trainer as T
+from seglab import files as files_module
 from seglab.dataset import LabelSpace, SegDataset, train_tfms
 from seglab.model import Segmenter
-from seglab.train import Run, fit
+from seglab.runs import Run, last_checkpoint
+from seglab.train import fit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
 CLOCK = ['images_per_second', 'data_wait', 'eval_images_per_second']
@@ -53,24 +55,24 @@ def dies(sig, data, out, patch, **kw):
 def at_step(n):
     "Die when step n is done."
     def patch(die):
-        was = T._Watching.on_step_end
+        was = T._Callback.on_step_end
         def on_step_end(self, args, state, control, **kw):
             if state.global_step == n: die()
             was(self, args, state, control, **kw)
-        T._Watching.on_step_end = on_step_end
+        T._Callback.on_step_end = on_step_end
     return patch
 
 
 def in_checkpoint(n):
     "Die when checkpoint n is written but not yet marked as complete."
     def patch(die):
-        was = T._complete_checkpoint
+        was = T.complete_checkpoint
         def complete(path, keep=1):
             if path.name == f'checkpoint-{n}':
                 (path/'optimizer.pt').write_bytes(b'half')
                 die()
             was(path, keep)
-        T._complete_checkpoint = complete
+        T.complete_checkpoint = complete
     return patch
 
 
@@ -79,7 +81,7 @@ def in_best(nth):
     def patch(die):
         was, seen = Path.rename, []
         def rename(self, target):
-            if self.name == 'best.new':
+            if self.name.startswith('.tmp-') and Path(target).name == 'best':
                 seen.append(1)
                 if len(seen) == nth: die()
             return was(self, target)
@@ -90,12 +92,12 @@ def in_best(nth):
 def same(a, b):
     "Equal weights, history (but for the clock) and best scores."
     from safetensors.torch import load_file
-    one, two = (load_file(T._last_checkpoint(r.path)/'model.safetensors') for r in (a, b))
+    one, two = (load_file(last_checkpoint(r.path)/'model.safetensors') for r in (a, b))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
     assert a.history.drop(columns=CLOCK).to_csv() == b.history.drop(columns=CLOCK).to_csv()
     one, two = (torch.load(r.best/'best_model.pth', weights_only=True) for r in (a, b))
     assert all(torch.equal(one[k], two[k]) for k in one) and a.scores == b.scores
-    assert not list(b.path.glob('best.*')) and len(list(b.path.glob('checkpoint-*'))) == 1
+    assert not list(b.path.glob('.old-*')) and not list(b.path.glob('.tmp-*')) and len(list(b.path.glob('checkpoint-*'))) == 1
 
 
 @pytest.fixture(scope='module')
@@ -117,19 +119,6 @@ def test_killed_and_resumed(workers, deaths, data, undisturbed, tmp_path):
     same(undisturbed, Run(out))
 
 
-def test_photos_kept_on_the_device_resume_too(data, tmp_path):
-    "The whole set on the device (here the CPU), augmented there: killed in mid-epoch, the same in the end; and it is not the run without."
-    def child(out):
-        well(functools.partial(go, data, out, on_device=True, side=48))
-        return Run(out)
-    one = child(tmp_path/'one')
-    dies(signal.SIGKILL, data, tmp_path/'two', at_step(5), on_device=True, side=48)
-    same(one, child(tmp_path/'two'))
-    assert one.config['settings']['on_device'] is True
-    with pytest.raises(ValueError, match='on_device'): go(data, tmp_path/'one', side=48)
-    with pytest.raises(ValueError, match=r'as they were prepared, \(48, 48\)'): go(data, tmp_path/'three', on_device=True)
-
-
 def test_history_has_every_row_once(undisturbed):
     h = undisturbed.history
     train, val = h.dropna(subset=['train_loss']), h.dropna(subset=['eval_loss'])
@@ -143,15 +132,15 @@ def test_finished_run_returns_and_other_settings_are_refused(data, undisturbed, 
     assert again.scores == undisturbed.scores
     assert before == {p: p.stat().st_mtime_ns for p in undisturbed.path.rglob('*') if p.is_file() and p.name != '.lock'}
     with pytest.raises(ValueError, match=r'lr \(there 0.001, now 0.002\)'): go(data, undisturbed.path, lr=2e-3)
-    with pytest.raises(ValueError, match='epochs'): go(data, undisturbed.path, epochs=4)
+    with pytest.raises(ValueError, match='epochs'): go(data, undisturbed.path, epochs=2)
 
 
 def test_two_processes_on_one_folder(data, tmp_path):
     out = tmp_path/'run'; out.mkdir()
-    with T._locked(out), pytest.raises(ValueError, match='Another process'): go(data, out)
+    with files_module.only_me(out, 'training'), pytest.raises(ValueError, match='another process is training'): go(data, out)
 
 
 def test_folder_with_other_files_is_refused(data, tmp_path):
     (tmp_path/'thesis.txt').write_text('mine')
-    with pytest.raises(ValueError, match='not empty'): go(data, tmp_path)
+    with pytest.raises(ValueError, match='expected an empty folder'): go(data, tmp_path)
     assert (tmp_path/'thesis.txt').read_text() == 'mine'

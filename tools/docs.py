@@ -19,6 +19,7 @@ from nbdev.serve import proc_nbs
 EXECUTED = re.compile(r'^\s*#\s*\|\s*(?:exports?|exporti|exec_doc|eval:\s*false)\b', re.M)
 NUMBER = re.compile(r'^\d+_')
 NOTEBOOK_LINK = re.compile(r'(\]\((?:\.\./|[\w-]+/)*)\d+_([\w-]+\.ipynb)')
+NESTED_LINK = re.compile(r'\[([^\[\]]*)\[(`[^`\n]+`)\]\([^)]*\)([^\[\]]*)\]\(')   # nbdev links a symbol that is a link already
 PRIVATE_LINK = re.compile(r'\[(`(?:\w+\.)*_\w+(?:\.\w+)*`)\]\([^)]*\)')   # the site has no block for a private name
 PRIVATE_BLOCK = re.compile(r'^#+ (?:\w+\.)*_(?!_)\w*', re.M)
 INHERITED = re.compile(r'^\*(?:Return repr\(self\)|Return hash\(self\)|Return self==value|Helper for pickle)\.\*', re.M)
@@ -62,7 +63,7 @@ def mend_notebook(path, depth, base):
     for cell in nb['cells']:
         source = ''.join(cell['source'])
         if cell['cell_type'] == 'raw' or source.startswith('---'): source = re.sub(r'^output-file:.*\n', '', source, flags=re.M)
-        if cell['cell_type'] == 'markdown': source = PRIVATE_LINK.sub(r'\1', NOTEBOOK_LINK.sub(r'\1\2', source.replace(base + '/', up)))
+        if cell['cell_type'] == 'markdown': source = PRIVATE_LINK.sub(r'\1', NOTEBOOK_LINK.sub(r'\1\2', NESTED_LINK.sub(r'[\1\2\3](', source).replace(base + '/', up)))
         cell['source'] = source
         if cell.get('outputs') and source.lstrip().startswith('#|') and 'show_doc(' in source:
             cell['outputs'] = [o for o in cell['outputs'] if not is_noise(''.join(o.get('data', {}).get('text/markdown', '')))]

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""The gates every change passes: clean, export, readme, symbols, notebooks, tests, docs.
+"""The gates every change passes: clean, export, readme, names, symbols, house, package, notebooks, tests, docs.
 
     gates.py              all of them, in this order; the last line counts the notebooks
     gates.py clean docs   only these
 """
-import hashlib, json, os, re, subprocess, sys, time
+import hashlib, os, shutil, subprocess, sys, tarfile, tempfile, time, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,27 +36,68 @@ def clean(): return unchanged('nbdev_clean', 'nbs')
 def export(): return unchanged('nbdev_export', 'seglab')
 def readme(): return 'README.md is not in step' if run(sys.executable, 'tools/readme.py', '--check').returncode else None
 def symbols(): return 'public symbols are not all documented' if run(sys.executable, 'tools/symbols.py').returncode else None
+def house(): return 'the house breaks its rules' if run(sys.executable, 'tools/house.py', '--check').returncode else None
 def docs(): return 'the site does not build' if run(sys.executable, 'tools/docs.py').returncode else None
 
 def workers():
     "How many processes to use: as many as there are cores, two at most, since each of them holds torch."
     return int(os.environ.get('SEGLAB_WORKERS') or min(2, os.cpu_count() or 1))
 
-# files that take minutes begin first, so that two processes end together; all others follow by name
-LONG = 'share', 'cli', 'bench', 'gpu_script', 'train_distributed', 'compare', 'model', 'tracking', 'train_resume', 'faults_prepare', 'gates'
+NAMES = """
+import sys, seglab
+assert not {'torch', 'numpy', 'pandas'} & set(sys.modules), 'import seglab loads torch, numpy or pandas'
+listed = sorted(n for names in [*seglab._PUBLIC.values()] for n in names.split())
+assert dir(seglab) == listed, f'dir(seglab) is not the written list: {sorted(set(dir(seglab)) ^ set(listed))}'
+public = [n for n in vars(seglab) if n[0] != '_' and n not in listed]
+assert not public, f'seglab has names that are not on the list: {public}'
+missing = [n for n in listed if not hasattr(seglab, n)]
+assert not missing, f'names on the list that no module has: {missing}'
+"""
 
-def test_files():
-    "Test files, the long ones first."
-    files = sorted((ROOT/'tests').glob('test_*.py'))
-    rank = {f'test_{name}': i for i, name in enumerate(LONG)}
-    return sorted(files, key=lambda p: rank.get(p.stem, len(rank)))
+def names():
+    "Is what `seglab` hands out exactly the written list, and `import seglab` light?"
+    done = run(sys.executable, '-c', NAMES, capture_output=True, text=True)
+    if done.returncode: return (done.stderr.strip().splitlines() or ['no word'])[-1]
 
 def tests():
-    "pytest, in whole files on two cores; its output as it comes."
-    files = test_files()
-    n = min(workers(), len(files))
-    many = ('-n', n, '--dist', 'loadfile', '--no-loadscope-reorder') if n > 1 and find_spec('xdist') else ()
-    return 'pytest failed' if run(sys.executable, '-m', 'pytest', '-q', '-rfEs', '--durations=25', *many, *files).returncode else None
+    "pytest, its tests shared out by whoever is free; its output as it comes."
+    many = ('-n', workers(), '--dist', 'worksteal') if workers() > 1 and find_spec('xdist') else ()
+    done = run(sys.executable, '-m', 'pytest', '-q', '-rfEs', '--durations=25', *many, 'tests')
+    return 'pytest failed' if done.returncode else None
+
+BUILD = 'import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))'
+OUTSIDE = """
+import sys, seglab
+from pathlib import Path
+assert Path(seglab.__file__).is_relative_to(sys.argv[1]), f'{seglab.__file__} is not the installed one'
+for name in dir(seglab): getattr(seglab, name)
+"""
+
+def built(kind, folder, out):
+    "Build an sdist or a wheel of a folder; its path, or None."
+    done = subprocess.run([sys.executable, '-c', BUILD, f'build_{kind}', str(out)], cwd=folder, capture_output=True, text=True)
+    if done.returncode: print(done.stdout[-2000:] + done.stderr[-2000:])
+    return None if done.returncode else out/done.stdout.strip().splitlines()[-1]
+
+def package():
+    "An sdist, a wheel made from it, and both at work in a folder outside of this one."
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        shutil.copytree(ROOT, tmp/'tree', ignore=shutil.ignore_patterns('.git', '.venv', '_docs', '_proc', 'build', 'data', '*.egg-info', 'runs', 'demo'))
+        sdist = built('sdist', tmp/'tree', tmp)
+        if sdist is None: return 'no sdist can be built'
+        with tarfile.open(sdist) as tar: tar.extractall(tmp/'unpacked', filter='data')
+        wheel = built('wheel', next((tmp/'unpacked').iterdir()), tmp)
+        if wheel is None: return 'the sdist cannot be built'
+        wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT/'seglab').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
+        missing = wanted - set(zipfile.ZipFile(wheel).namelist())
+        if missing: return f"the wheel lacks {', '.join(sorted(missing))}"
+        into = tmp/'site'
+        install = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', str(into), str(wheel)]
+        if subprocess.run(install, cwd=tmp).returncode: return 'the wheel does not install'
+        env = {**os.environ, **QUIET, 'PYTHONPATH': str(into)}
+        for command in ([sys.executable, '-c', OUTSIDE, str(into)], [str(into/'bin'/'seglab'), '--version']):
+            if subprocess.run(command, cwd=tmp, env=env).returncode: return 'the installed package does not work outside the clone'
 
 def test_notebook(path):
     "One notebook through `nbdev_test` in a process of its own: name, whether it passed, seconds, what it printed."
@@ -83,7 +124,8 @@ def notebooks():
     counted = f'notebooks: {sum(results)} passed, {len(results) - sum(results)} failed'
     return None if results and all(results) else counted
 
-GATES = dict(clean=clean, export=export, readme=readme, symbols=symbols, notebooks=notebooks, tests=tests, docs=docs)
+GATES = dict(clean=clean, export=export, readme=readme, names=names, symbols=symbols, house=house, package=package,
+             notebooks=notebooks, tests=tests, docs=docs)
 
 def main(names):
     unknown = [n for n in names if n not in GATES]

@@ -1,17 +1,71 @@
 #!/usr/bin/env python
-"""Write README.md (and its pictures) from nbs/index.ipynb; with --check, only say whether they are in step."""
-import base64, html, re, sys
+"""Write README.md (and its pictures) from nbs/index.ipynb, after filling in the list of notebooks there and in the sidebar.
+
+With --check, only say whether all of them are in step.
+"""
+import base64, html, json, re, sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-from execnb.nbio import read_nb
+from execnb.nbio import dict2nb
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 
+import house
+
 CALLOUT = re.compile(r'^:::\s*\{\.callout-(note|tip|warning|important|caution)\}\n(.*?)^:::\s*$', re.M | re.S)
 PAGE_LINK = re.compile(r'\]\((?=(?:lib/)?[\w-]+\.(?:ipynb|qmd)[)#])')
+NESTED_LINK = re.compile(r'\[([^\[\]]*)\[(`[^`\n]+`)\]\([^)]*\)([^\[\]]*)\]\(')
+NUMBER = re.compile(r'^\d+_')
 HIDDEN = ('hide', 'default_exp', 'export')
 PICTURES = 'README_files'
+LISTING = re.compile(r'(<!-- house -->\n).*?(<!-- /house -->)', re.S)
+SEQUENCE = ('masks dataset unet segformer compare files images names raster coco photos paint packed groups bulk labels own sample fetch doctor '
+            'model zoo losses runs recipes trainer train tiles nets card metrics intervals answers costs plan report share cli').split()
+BANDS = {'': 'The story', '1': 'Toolbox: data', '2': 'Toolbox: models and training', '3': 'Toolbox: judging and sharing', '4': 'Toolbox: the shell'}
+
+def bands(nbs):
+    "The numbered notebooks in bands: {title of the band: paths}."
+    out, place = {}, lambda p: (p.parent != nbs, p.name[:1] if p.parent != nbs else '', SEQUENCE.index(name) if (name := NUMBER.sub('', p.stem)) in SEQUENCE else 99)
+    for path in sorted(house.notebooks(nbs), key=place):
+        if path.name[0].isdigit(): out.setdefault(BANDS[path.name[0] if path.parent != nbs else ''], []).append(path)
+    return out
+
+def listing(nbs):
+    "The notebooks, their length and minutes, as tables."
+    parts = []
+    for band, paths in bands(nbs).items():
+        rows = ['| | | lines | minutes |', '|:---|:---|---:|---:|']
+        for path in paths:
+            f, (name, about) = house.figures(path), house.title(path)
+            rows.append(f'| [{name}]({path.relative_to(nbs).as_posix()}) | {about} | {f.lines} | {f.minutes:.0f} |')
+        parts.append(('' if not parts else f'**{band}**\n\n') + '\n'.join(rows))
+    return '\n\n'.join(parts) + '\n'
+
+def fill_listing(path, nbs):
+    "The front page's notebook with the listing filled in, as JSON text."
+    text = path.read_text(encoding='utf-8')
+    nb = json.loads(text)
+    for cell in nb['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] == 'markdown' and LISTING.search(source):
+            cell['source'] = LISTING.sub(lambda m: m[1] + listing(nbs) + m[2], source).splitlines(keepends=True)
+            return json.dumps(nb, indent=1, ensure_ascii=False) + '\n'
+    return text
+
+def sidebar(nbs):
+    "The site's sidebar: first what is fixed, then the notebooks in bands, then the project's pages."
+    entry = lambda href, text: f'          - href: {href}\n            text: {json.dumps(text, ensure_ascii=False)}\n'
+    section = lambda name, pages: f'      - section: {json.dumps(name)}\n        contents:\n' + ''.join(entry(*p) for p in pages)
+    middle = [section(band, [(p.relative_to(nbs).as_posix(), house.title(p)[0]) for p in paths]) for band, paths in bands(nbs).items()]
+    project = [(p.name, t) for p, t in ((nbs/'speed.ipynb', 'How fast, and why'), (nbs/'scale.qmd', 'Several GPUs and machines')) if p.exists()]
+    git = get_config().git_url
+    project += [(f'{git}/blob/main/{name}.md', text) for name, text in (('CONTRIBUTING', 'Contributing'), ('CHANGELOG', 'Changes'))]
+    return 'website:\n  sidebar:\n    contents:\n' + section('Start here', [('index.ipynb', 'What seglab is')]) + ''.join(middle) + section('Project', project)
+
+def linked(link):
+    "A linker of symbols that leaves those alone which are links already."
+    return lambda text: NESTED_LINK.sub(r'[\1\2\3](', link(text))
 
 def alert(m):
     "One Quarto callout as GitHub's alert."
@@ -54,7 +108,8 @@ def output(out, opts, pictures):
     if 'image/png' in data:
         name = f'{PICTURES}/picture-{len(pictures) + 1}.png'
         pictures[name] = base64.b64decode(joined(data['image/png']))
-        return f'<img src="{name}" alt="{html.escape(opts.get("fig-alt", "picture"), quote=True)}">'
+        raw = get_config().git_url.replace('://github.com/', '://raw.githubusercontent.com/')
+        return f'<img src="{raw}/main/{name}" alt="{html.escape(opts.get("fig-alt", "picture"), quote=True)}">'
     if 'text/markdown' in data: return joined(data['text/markdown'])
     if 'class="dataframe"' in joined(data.get('text/html', '')): return table(joined(data['text/html']))
     if 'text/html' in data: return joined(data['text/html'])
@@ -65,7 +120,7 @@ def render(nb, link=lambda s: s):
     "The notebook as (markdown, {picture name: bytes})."
     parts, pictures = [], {}
     for cell in nb.cells:
-        if cell.cell_type == 'markdown': parts.append(link(PAGE_LINK.sub('](nbs/', CALLOUT.sub(alert, cell.source))))
+        if cell.cell_type == 'markdown': parts.append(link(PAGE_LINK.sub(f']({get_config().git_url}/blob/main/nbs/', CALLOUT.sub(alert, cell.source))))
         elif cell.cell_type == 'code':
             opts, source = options(cell.source)
             if any(key.split(' ')[0] in HIDDEN for key in opts): continue
@@ -76,13 +131,15 @@ def render(nb, link=lambda s: s):
 
 def main(check=False):
     cfg = get_config()
-    root = cfg.config_path
-    text, pictures = render(read_nb(cfg.nbs_path/cfg.readme_nb), NbdevLookup().linkify)
-    wanted = {'README.md': text.encode(), **pictures}
-    there = {p.relative_to(root).as_posix() for p in (root/PICTURES).glob('*')} | {'README.md'}
+    root, front = cfg.config_path, cfg.nbs_path/cfg.readme_nb
+    filled, bar = fill_listing(front, cfg.nbs_path), sidebar(cfg.nbs_path)
+    text, pictures = render(dict2nb(json.loads(filled)), linked(NbdevLookup().linkify))
+    relative = lambda p: p.relative_to(root).as_posix()
+    wanted = {'README.md': text.encode(), relative(front): filled.encode(), relative(cfg.nbs_path/'sidebar.yml'): bar.encode(), **pictures}
+    there = {relative(p) for p in (root/PICTURES).glob('*')} | {'README.md'}
     stale = sorted(name for name in wanted.keys() | there
                    if name not in wanted or not (root/name).exists() or (root/name).read_bytes() != wanted[name])
-    if check and stale: sys.exit(f"readme: {', '.join(stale)} not in step with nbs/{cfg.readme_nb}; run `make readme` and commit")
+    if check and stale: sys.exit(f"readme: {', '.join(stale)} not in step with the notebooks; run `make readme` and commit")
     for name in stale:
         if name not in wanted: (root/name).unlink()
         else:

