@@ -1,11 +1,9 @@
 """What an annotation file can do to `prepare`: each case in a process with limits on memory and time."""
 import json, os, subprocess, sys
-from pathlib import Path
-
-import cv2, numpy as np, pytest
 
 from support.faults import posix
-RING = [10, 10, 50, 10, 50, 40]
+from support.hostile import RING, coco, photo
+
 CHILD = '''
 import json, os, resource, sys
 from seglab.masks import prepare
@@ -16,15 +14,6 @@ try:
     print(json.dumps(dict(counts=p.counts, codes=p.codes)))
 except (ValueError, OSError) as e: print(json.dumps(dict(error=str(e))))
 '''
-
-def photo(path, h=48, w=64, seed=0):
-    cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 255, (h, w, 3)).astype(np.uint8))
-
-def coco(n=1, h=48, w=64, **kw):
-    "A COCO dict of n photos with one annotation each."
-    return dict(images=[dict(id=i, file_name=f'{i}.jpg', height=h, width=w) for i in range(n)],
-                annotations=[dict(dict(id=i, image_id=i, category_id=1, iscrowd=0, segmentation=[RING]), **kw) for i in range(n)],
-                categories=[dict(id=1, name='thing')])
 
 def env(): return dict(os.environ, OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1')
 
