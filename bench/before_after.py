@@ -61,7 +61,7 @@ def work(annotations, photos, home, tiny):
         for _ in torch.utils.data.DataLoader(ds, 8, collate_fn=dataset.collate): pass
     def step():
         with contextlib.redirect_stdout(open(os.devnull, 'w')):
-            train.fit(net, (data, data), epochs=1, batch_size=4, out=tempfile.mkdtemp(dir=home) + '/r', workers=0, pictures=0, progress=False, resume=False,
+            train.fit(net, (data, data), epochs=1, batch_size=4, **({'recipe': 'assignment'} if 'recipe' in inspect.signature(train.fit).parameters else {}), out=tempfile.mkdtemp(dir=home) + '/r', workers=0, pictures=0, progress=False, resume=False,
                       precision='fp32', report_to='none', max_steps=steps, logging_steps=steps, eval_strategy='no', save_strategy='no')
     def counting():
         for _ in range(2 if tiny else 40): metrics.confusion_matrix(pred, pred, 21)

@@ -94,7 +94,7 @@ def fitted(seg, data, a, device, **kw):
     out = Path(tempfile.mkdtemp(prefix='seglab-bench-'))
     try:
         with mock.patch.object(trainer, 'time', fake) if clock_of(a) is time.process_time else contextlib.nullcontext():
-            run = train.fit(seg, (data, data), epochs=1, batch_size=a.batch, out=out/'run', workers=a.workers, pictures=0, progress=False,
+            run = train.fit(seg, (data, data), epochs=1, batch_size=a.batch, recipe='assignment', out=out/'run', workers=a.workers, pictures=0, progress=False,
                             max_steps=a.warmup + a.steps, logging_steps=max(1, a.warmup), eval_strategy='no', save_strategy='no', **kw)
         h = run.history.dropna(subset=['train_loss']).iloc[1:]
         return a.batch / h.images_per_second.median(), h.data_wait.median()

@@ -386,11 +386,12 @@ def _start(data, model, seed, weights, size_hw, **kwargs):
 
 # %% ../nbs/lib/40_cli.ipynb #8a5bb015
 _FOLDERS = 'masks suffix val'                                # parameters of `from_folders` that the shell offers
-_FIT = 'epochs lr batch_size loss class_weights keep_best patience precision seed workers report_to project resume'
+_FIT = ('recipe minutes epochs lr batch_size loss class_weights keep_best patience precision seed workers report_to '
+        'project resume')
 
 @_verb('data out', {'zoo.build_model': 'name weights', 'zoo.from_smp': 'encoder_name',
                     'dataset.load_data': 'classes size_hw', 'dataset.from_folders': _FOLDERS, 'train.fit': _FIT},
-       'seglab train data/processed runs/unet --model unet --set lr_scheduler_type=cosine,warmup_steps=9',
+       'seglab train data/processed runs/unet --model unet --minutes 20',
        'the last checkpoint is kept, and the same command resumes from it',
        defaults=dict(model='unet', masks=None), names=dict(name='model'))
 def _do_train(

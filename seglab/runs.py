@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['last_checkpoint', 'complete_checkpoint', 'drop_incomplete', 'history_csv', 'is_best', 'since_best', 'duration',
-           'weights_digest', 'fingerprint', 'Recipe', 'find_recipe', 'setting_differences', 'run_errors', 'Run',
+           'weights_digest', 'fingerprint', 'Settings', 'find_settings', 'setting_differences', 'run_errors', 'Run',
            'begin_run', 'clear_run']
 
 # %% ../nbs/lib/23_runs.ipynb #443f2b5e
@@ -26,6 +26,7 @@ from .files import UserError, as_text, disk_sentence, jsonable, mistake, read_js
 from .labels import explain_error, own_random
 from .dataset import ByEpoch
 from .model import Segmenter
+from .recipes import Recipe
 
 # %% ../nbs/lib/23_runs.ipynb #c2dad962
 _MARK = 'complete.json'
@@ -237,7 +238,7 @@ def _sampled_parts(ds, doubts, most=16):
 
 # %% ../nbs/lib/23_runs.ipynb #ceb0932e
 @dataclass(frozen=True)
-class Recipe:
+class Settings:
     "Everything that decides the weights of a run."
     model:str=''            # what the model is called
     library:str=''          # 'smp', 'transformers' or 'torch'
@@ -266,17 +267,19 @@ class Recipe:
     precision:str='fp32'    # number format
     compile:bool=False      # through torch.compile?
     optimizer:str='AdamW'   # the optimiser with what it was given
+    decay_norms:bool=True   # does the weight decay hold for norms and biases too?
+    ema:float=0.            # decay of the moving average of the weights; 0: none
     training_args:dict=field(default_factory=dict) # others of transformers' TrainingArguments
     processes:int=1         # how many train together
 
 # %% ../nbs/lib/23_runs.ipynb #ceb0932f
-def find_recipe(
+def find_settings(
     model:Segmenter, # at its starting point
     data, # (train, val)
     loss, # SegLoss
-    **asked, # the other fields of `Recipe`
-)->tuple: # `Recipe`, and a list of doubts: what could not be compared
-    "The recipe of a run from what was asked for and what was given."
+    **asked, # the other fields of `Settings`
+)->tuple: # `Settings`, and a list of doubts: what could not be compared
+    "The settings of a run from what was asked for and what was given."
     data_found, doubts = _data_digest(data)
     loss_found, more = fingerprint((loss.name, loss.weight, _own_code(loss)))
     trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
@@ -286,7 +289,7 @@ def find_recipe(
                  classes=list(model.label_space.names), train_images=len(data[0]), val_images=len(data[1]),
                  sample_hw=list(ByEpoch(data[0])[0, 0]['labels'].shape) if len(data[0]) else None,
                  data_digest=data_found, loss=loss.name, loss_digest=loss_found)
-    return Recipe(**jsonable(found | asked)), doubts + [f'{d} in the loss: it was not compared' for d in more]
+    return Settings(**jsonable(found | asked)), doubts + [f'{d} in the loss: it was not compared' for d in more]
 
 def _starting_point(model):
     "Digests of what a model is at its starting point."
@@ -349,7 +352,8 @@ _FORMAT = 'seglab run 1'
 
 class _Config(msgspec.Struct):
     "config.json."
-    settings: Recipe
+    settings: Settings
+    recipe: Recipe | None = None
     format: str = ''
     name: str = ''
     device: str = ''
@@ -380,18 +384,20 @@ def name(self:Run)->str: # the folder's name
 @patch(as_prop=True)
 def config(self:Run)->dict: # settings, versions, device, whether finished
     "What was asked for, and on what it ran."
-    self.recipe
+    _typed(self)
     return read_json(self.path/'config.json')
 
 @patch(as_prop=True)
-def settings(self:Run)->dict: # the fields of `Recipe`
-    "What decided the weights, as JSON holds it."
-    return self.config['settings']
+def settings(self:Run)->Settings: # one field for each thing that counts
+    "What decided the weights."
+    return _typed(self).settings
 
 @patch(as_prop=True)
-def recipe(self:Run)->Recipe: # the same, typed
-    "What decided the weights."
-    return read_json(self.path/'config.json', _Config, 'Give the folder that fit wrote.').settings
+def recipe(self:Run)->Recipe|None: # with its reasons; None for a run that noted none
+    "The recipe that the run followed."
+    return _typed(self).recipe
+
+def _typed(run): return read_json(run.path/'config.json', _Config, 'Give the folder that fit wrote.')
 
 @patch(as_prop=True)
 def finished(self:Run)->bool: # True when nothing is left to train
@@ -401,11 +407,11 @@ def finished(self:Run)->bool: # True when nothing is left to train
 # %% ../nbs/lib/23_runs.ipynb #19ae0002
 def begin_run(
     path:Path, # an empty folder, or one just cleared
-    recipe:Recipe, # what decides the weights
+    settings:Settings, # what decides the weights
     **about, # name, device, versions, ...
 )->None:
     "Write config.json."
-    write_json(path/'config.json', dict(format=_FORMAT, settings=recipe, **about))
+    write_json(path/'config.json', dict(format=_FORMAT, settings=settings, **about))
 
 def clear_run(
     path:Path, # a run folder
@@ -477,10 +483,11 @@ def plot(self:Run,
 # %% ../nbs/lib/23_runs.ipynb #6e254404
 @patch
 def _facts(self:Run):
-    c, r, facts = self.config, self.recipe, {}
+    c, r, facts = self.config, self.settings, {}
     facts['model'] = f'{r.model} ({r.library}), {r.parameters/1e6:.2f} M parameters, {len(r.classes)} classes'
     facts['data'] = f'{r.train_images:,} photos to train on, {r.val_images:,} to validate'
-    facts['recipe'] = f'{r.loss}, lr {r.lr}, batch {r.batch_size}, {r.epochs:g} epochs, {r.precision}'
+    name = f'{self.recipe.name}: ' if self.recipe else ''
+    facts['recipe'] = f'{name}{r.loss}, lr {r.lr}, batch {r.batch_size}, {r.epochs:g} epochs, {r.precision}'
     end = c.get('finished')
     facts['state'] = 'not finished; the same call of fit resumes it'
     if end:

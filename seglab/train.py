@@ -28,8 +28,9 @@ from .own import check_dataset, check_samples, class_weights, look_through
 from .dataset import ByEpoch, as_data
 from .model import Segmenter, check_contract, check_model
 from .losses import get_loss
+from .recipes import Recipe, auto_recipe, epochs_in
 from .runs import (
-    Run, begin_run, clear_run, drop_incomplete, find_recipe, fingerprint, last_checkpoint, run_errors,
+    Run, begin_run, clear_run, drop_incomplete, find_settings, fingerprint, last_checkpoint, run_errors,
     setting_differences, weights_digest)
 from .trainer import EpochLines, Job, cpu_only, make_trainer, pick_precision, quiet, wandb_reporter
 
@@ -152,10 +153,10 @@ def _check_extra(extra, net, optimizer):
         if k.endswith('_checkpointing') and v and not getattr(net, 'supports_gradient_checkpointing', False):
             raise no("a net that can do it, as transformers' can", 'Leave it out.', type(net).__name__)
 
-def _training_args(path, recipe, report_to, workers, **more):
-    "transformers' TrainingArguments of a recipe."
+def _training_args(path, settings, report_to, workers, **more):
+    "transformers' TrainingArguments of a settings."
     with redirect_stdout(io.StringIO()): from transformers import TrainingArguments
-    r, extra = recipe, recipe.training_args
+    r, extra = settings, settings.training_args
     alone = extra.get('use_cpu') or cpu_only()
     by_default = dict(
         lr_scheduler_type='constant', logging_steps=10, eval_strategy='epoch', save_strategy='epoch', max_grad_norm=0.,
@@ -177,21 +178,20 @@ def _training_args(path, recipe, report_to, workers, **more):
     return made
 
 # %% ../nbs/lib/25_train.ipynb #18ab6812
-def _check_numbers(epochs, lr, batch_size, patience, **choices):
+def _check_numbers(recipe, patience, minutes, resume):
     "Refuse what no run can follow."
     def above_0(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) and x > 0
+    epochs, lr, batch_size, keep_best = recipe.epochs, recipe.lr, recipe.batch_size, recipe.keep_best
     rates = lr.values() if isinstance(lr, dict) and lr else [lr]
     if not above_0(epochs): raise mistake('epochs', epochs, 'a finite number above 0')
     if not all(map(above_0, rates)): raise mistake('lr', lr, 'a finite number above 0, or such numbers by pattern')
     if not above_0(batch_size) or batch_size != int(batch_size):
         raise mistake('batch_size', batch_size, 'a whole number above 0')
-    if patience is not None and not above_0(patience): raise mistake('patience', patience, 'a number above 0, or None')
-    keep_best, resume = choices['keep_best'], choices['resume']
+    for name, value in dict(patience=patience, minutes=minutes).items():
+        if value is not None and not above_0(value): raise mistake(name, value, 'a number above 0, or None')
     if keep_best not in ('loss', 'mean_iou'): raise mistake('keep_best', keep_best, "'loss' or 'mean_iou'")
     if not isinstance(resume, bool):
         raise mistake('resume', resume, 'True or False', 'To resume a run, give its folder as out=.')
-    if choices['optimizer'] is not None and not isinstance(lr, dict) and lr != 5e-5:
-        raise mistake('lr', lr, 'no lr= with optimizer=', 'Set the rate in the optimiser.')
 
 # %% ../nbs/lib/25_train.ipynb #656627e2
 def _trackers(report_to):
@@ -220,8 +220,36 @@ def _folder_name(name, model):
 def _precision(precision, path, resume, use_cpu):
     "The number format: that of the run in the folder, or what the machine can do."
     if precision == 'auto' and resume:
-        with suppress(FileNotFoundError, NotADirectoryError): return Run(path).recipe.precision
+        with suppress(FileNotFoundError, NotADirectoryError): return Run(path).settings.precision
     return pick_precision(precision, use_cpu)
+
+# %% ../nbs/lib/25_train.ipynb #866dc1b1
+def _plan(recipe, minutes, path, resume, model, data, gpu):
+    "The recipe: as given, as the run in the folder follows it, or planned now."
+    if isinstance(recipe, Recipe): return recipe
+    if recipe not in ('auto', 'assignment'):
+        raise mistake('recipe', recipe, "'auto', 'assignment' or a seglab.recipes.Recipe")
+    if recipe == 'assignment': return Recipe()
+    if resume:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            old = Run(path).recipe
+            if old and old.name == 'auto' and old.minutes == minutes: return old
+    return auto_recipe(model, data, gpu)
+
+def _overruled(plan, asked, optimizer, extra):
+    "A recipe with what was asked for instead of what it says."
+    if optimizer is not None: plan = replace(plan, lr=Recipe.lr, decay_norms=True)
+    elif 'optim' in extra and isinstance(plan.lr, dict): plan = replace(plan, lr=min(plan.lr.values()))
+    return replace(plan, **{k: v for k, v in asked.items() if v is not None})
+
+def _timed(plan, minutes, asked, *given):
+    "A recipe with as many epochs as fit into the time, unless it was timed before."
+    if minutes is None or plan.minutes == minutes: return plan
+    if asked['epochs'] is not None: raise mistake('minutes', minutes, 'minutes= or epochs=', 'Leave one out.', 'both')
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise mistake('minutes', minutes, 'a single process', 'Give epochs= instead.', 'several')
+    epochs = epochs_in(minutes, plan, *given)
+    return replace(plan, minutes=minutes, epochs=epochs, why=(f'{epochs:g} epochs: {minutes:g} minutes', *plan.why[1:]))
 
 # %% ../nbs/lib/25_train.ipynb #cf525119
 def _open_run(job, resume, about):
@@ -231,21 +259,21 @@ def _open_run(job, resume, about):
     if not file.is_file():
         if any(p.name != '.lock' for p in path.iterdir()):
             raise mistake('out', str(path), 'an empty folder or a run of ours', 'Give another out= or name=.')
-        begin_run(path, job.recipe, **about)
+        begin_run(path, job.settings, **about)
         return Run(path).config
     config = Run(path).config
     if not config.get('finished'): drop_incomplete(path)
     changed = _changed(job, config)
-    more = changed == ['epochs'] and job.recipe.epochs > config['settings']['epochs'] and last_checkpoint(path)
+    more = changed == ['epochs'] and job.settings.epochs > config['settings']['epochs'] and last_checkpoint(path)
     if more: _continue(job, config, about)
     elif changed: raise _other_run(job, config['settings'], changed)
     return Run(path).config
 
 def _other_run(job, old, changed):
     "The error for a folder with another run."
-    new = jsonable(job.recipe)
+    new = jsonable(job.settings)
     told = setting_differences({k: old.get(k) for k in changed}, {k: new[k] for k in changed})
-    own = changed == ['start'] and job.recipe.start == _best_digest(job.path)
+    own = changed == ['start'] and job.settings.start == _best_digest(job.path)
     todo = 'Give another out=, the same settings to resume, or resume=False to start again.'
     if own: todo = 'To train on from its best weights give another out=; to train it longer give more epochs=.'
     return mistake('out', str(job.path), 'a folder without a run, or with this one', todo,
@@ -254,7 +282,7 @@ def _other_run(job, old, changed):
 # %% ../nbs/lib/25_train.ipynb #cf52511b
 def _changed(job, config):
     "The settings in which a run differs from the one in its folder."
-    old, new = config['settings'], jsonable(job.recipe)
+    old, new = jsonable(Run(job.path).settings), jsonable(job.settings)
     changed = [k for k in new if k != 'start_norms' and old.get(k) != new[k]]
     longer = 'epochs' in changed and new['epochs'] > old['epochs']
     same_object = getattr(job.model, 'trained_in', None) == (config['wandb_id'], new['start'])
@@ -276,8 +304,8 @@ def _continue(job, config, about):
     old = config['settings']
     done = dict(epochs=old['epochs'], **config.get('finished') or {})
     kept = {k: v for k, v in config.items() if k not in ('format', 'settings', 'finished')}
-    kept['continued'] = [*config.get('continued', []), done]
-    begin_run(job.path, replace(job.recipe, start=old['start'], start_norms=old['start_norms']), **kept)
+    kept |= dict(recipe=about['recipe'], continued=[*config.get('continued', []), done])
+    begin_run(job.path, replace(job.settings, start=old['start'], start_norms=old['start_norms']), **kept)
     job.lines.say(f"continues after {old['epochs']:g} epochs, with the optimiser's state")
 
 # %% ../nbs/lib/25_train.ipynb #3eabfb98
@@ -337,18 +365,20 @@ def _mark(model, config): model.trained_in = (config['wandb_id'], weights_digest
 def fit(
     model, # what `Segmenter.from_any` takes, or a function that builds one; in the end it holds the best weights
     data, # a prepared folder, or a pair (train, val) of data sets
-    epochs:float=10, # passes over the training data
-    lr:float|dict=5e-5, # learning rate, constant (lr_scheduler_type= changes that), or {'encoder.*': 1e-5, '*': 1e-4}
-    batch_size:int=4, # photos per step and process
-    loss='ce', # 'ce', 'dice', 'focal', 'lovasz', a sum such as 'ce+0.5*dice', or a function(logits, labels) -> mean
+    epochs:float=None, # passes over the training data; None: as the recipe says, and so below
+    lr:float|dict=None, # highest learning rate, or {'encoder.*': 1e-5, '*': 1e-4}
+    batch_size:int=None, # photos per step and process
+    loss=None, # 'ce', 'dice', 'focal', 'lovasz', a sum such as 'ce+0.5*dice', or a function(logits, labels) -> mean
     out=None, # the run's folder; None: runs/<name>
     name:str=None, # what the run is called; None: the folder's name, or the model's
     seed:int=0, # decides order, augmentation and dropout, and the weights of a model built here
     workers:int=None, # processes that load data; None: 0 on a CPU, else up to 8
     size_hw:tuple=None, # (H, W) to crop and resize to when data is a folder; None: as prepared
     class_weights=None, # 'balanced', (K,) numbers, or {class name: number}
-    weight_decay:float=0.01, # of AdamW, torch's default
-    keep_best:str='loss', # what decides which weights are kept: 'loss' or 'mean_iou', on the validation data
+    weight_decay:float=None, # of AdamW
+    keep_best:str=None, # what decides which weights are kept: 'loss' or 'mean_iou', on the validation data
+    recipe='auto', # 'auto': planned from the data; 'assignment': ce, AdamW 5e-5, batch 4, 10 epochs; or a `Recipe`
+    minutes:float=None, # train about so long, instead of epochs
     patience:int=None, # stop after so many evaluations without a better one; None: never
     precision:str='auto', # 'fp32', 'bf16', 'fp16', or 'auto': as the run began, else bf16 where hardware multiplies it
     compile:bool=False, # run the step through torch.compile?
@@ -362,27 +392,36 @@ def fit(
     **training_args, # any other of transformers' TrainingArguments
 )->Run: # the run's folder, read back
     "Train a model, keep its best weights, and write everything down."
-    _check_numbers(epochs, lr, batch_size, patience, keep_best=keep_best, resume=resume, optimizer=optimizer)
+    asked = dict(epochs=epochs, lr=lr, batch_size=batch_size, loss=loss, weight_decay=weight_decay, keep_best=keep_best)
+    _check_numbers(_overruled(Recipe(), asked, None, {}), patience, minutes, resume)
+    if optimizer is not None and lr is not None and not isinstance(lr, dict):
+        raise mistake('lr', lr, 'no lr= with optimizer=', 'Set the rate in the optimiser.')
     model, trackers = _as_model(model, seed), _trackers(report_to)
     _check_extra(training_args, model.net, optimizer)
     path = Path(out) if out is not None else Path('runs')/_folder_name(name, model)
-    keep = training_args.pop('save_total_limit', 1)
+    keep, use_cpu = training_args.pop('save_total_limit', 1), training_args.get('use_cpu')
     with quiet(), run_errors(path):
         data = as_data(data, classes=model.label_space, size_hw=size_hw, seed=seed)
-        loss = _loss_of(loss, model, data[0], class_weights)
+        plan = _plan(recipe, minutes, path, resume, model, data, gpu=not (use_cpu or cpu_only()))
+        plan = _overruled(plan, asked, optimizer, training_args)
+        loss = _loss_of(plan.loss, model, data[0], class_weights)
         if not (resume and _is_finished(path)) and _is_first(): _check(model, data, loss)
-        recipe, notes = find_recipe(
-            model, data, loss, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, size_hw=size_hw, compile=compile,
-            class_weights=class_weights, weight_decay=weight_decay, keep_best=keep_best, patience=patience,
-            precision=_precision(precision, path, resume, training_args.get('use_cpu')),
-            optimizer=_described(optimizer), training_args=training_args,
+        precision = _precision(precision, path, resume, use_cpu)
+        device = torch.device('cpu') if use_cpu or cpu_only() else torch.accelerator.current_accelerator()
+        plan = replace(_timed(plan, minutes, asked, model, data, loss, device, precision), loss=loss.name)
+        settings, notes = find_settings(
+            model, data, loss, epochs=plan.epochs, lr=plan.lr, batch_size=plan.batch_size, seed=seed, size_hw=size_hw,
+            compile=compile, class_weights=class_weights, weight_decay=plan.weight_decay, keep_best=plan.keep_best,
+            patience=patience, precision=precision, optimizer=_described(optimizer), decay_norms=plan.decay_norms,
+            ema=plan.ema, training_args=plan.training_args | training_args,
             processes=int(os.environ.get('WORLD_SIZE', 1)))
-        args = _training_args(path, recipe, trackers, workers, run_name=name or path.name, project=project)
-        job = Job(path, model, data, loss, recipe, EpochLines(progress and _is_first()), pictures, keep)
-        about = _about(job, args, notes + _scale_note(data))
+        args = _training_args(path, settings, trackers, workers, run_name=name or path.name, project=project)
+        job = Job(path, model, data, loss, settings, EpochLines(progress and _is_first()), pictures, keep)
+        about = _about(job, args, notes + _scale_note(data), plan)
         with _held(job, args, resume, about) as config:
             if config.get('finished'): _say_finished(job)
             else:
+                if plan.why: job.lines.say(str(plan))
                 trainer = make_trainer(job, args, optimizer, callbacks or (), resumed=bool(last_checkpoint(path)))
                 if 'wandb' in trackers and _is_first(): job.reporter = wandb_reporter(job, project, config)
                 try: _train(job, trainer, config)
@@ -407,9 +446,9 @@ def _described(optimizer):
               for g in optimizer.param_groups]
     return f'{type(optimizer).__name__} {jsonable(groups)}'
 
-def _about(job, args, notes):
-    "What is noted of a run next to its recipe."
+def _about(job, args, notes, plan):
+    "What is noted of a run next to its settings."
     for n in notes: job.lines.say(f'note: {n}')
-    return dict(name=args.run_name, device=machine(args.device), versions=versions(),
+    return dict(name=args.run_name, recipe=plan, device=machine(args.device), versions=versions(),
                 workers=args.dataloader_num_workers, notes=notes, wandb_id=secrets.token_hex(4),
                 started=datetime.now(timezone.utc).isoformat(timespec='seconds'))

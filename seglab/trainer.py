@@ -6,7 +6,7 @@
 __all__ = ['LossError', 'Job', 'EpochLines', 'wandb_reporter', 'pick_precision', 'cpu_only', 'make_trainer', 'quiet']
 
 # %% ../nbs/lib/24_trainer.ipynb #db7013be
-import fnmatch, io, math, os, re, sys, tempfile, time, warnings
+import io, math, os, re, sys, tempfile, time, warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,20 +28,25 @@ from .own import make_loader
 from .dataset import ByEpoch, CheckedCollate, EpochBatches, EvalBatches
 from .metrics import confusion_matrix, scores
 from .nets import evaluating
-from .runs import Recipe, Run, complete_checkpoint, duration, history_csv, is_best, last_checkpoint, since_best
+from .recipes import averaged, weight_groups
+from .runs import Settings, Run, complete_checkpoint, duration, history_csv, is_best, last_checkpoint, since_best
 
 # %% ../nbs/lib/24_trainer.ipynb #2768b904
 class _Step(nn.Module):
     "A segmenter with its loss; what Trainer trains."
-    def __init__(self, segmenter, loss):
+    def __init__(self, segmenter, loss, ema=0.):
         super().__init__()
         self.segmenter, self.loss, self.weights = segmenter, loss, list(segmenter.parameters())
+        self.average = averaged(segmenter, ema) if ema else None
+
+    @property
+    def scored(self): return self.segmenter if self.average is None else self.average.module
 
     def zero_grad(self, set_to_none=True):
         for p in self.weights: p.grad = None
 
     def forward(self, pixel_values, labels, total=None):
-        logits = self.segmenter(pixel_values)                                                 # (B,K,H,W)
+        logits = (self.segmenter if self.training else self.scored)(pixel_values)         # (B,K,H,W)
         num, den = self.loss.sums(logits, labels)                                             # (T,), (T,)
         if self.training: return self.loss.join(num, den if total is None else total)
         return num, den, logits.argmax(1)                                                     # (B,H,W)
@@ -205,7 +210,7 @@ class Job:
     model:Any           # Segmenter
     data:tuple          # (train, val)
     loss:nn.Module      # SegLoss
-    recipe:Recipe       # what decides the weights
+    settings:Settings       # what decides the weights
     lines:Any=None      # `EpochLines`
     n_pictures:int=4    # validation photos to draw at each evaluation
     keep:int=1          # checkpoints that stay
@@ -214,17 +219,17 @@ class Job:
     @property
     def metric(self)->str: # in Trainer's log
         "The score that decides."
-        return f'eval_{self.recipe.keep_best}'
+        return f'eval_{self.settings.keep_best}'
 
     @property
     def high(self)->bool:
         "Is more of it better?"
-        return self.recipe.keep_best != 'loss'
+        return self.settings.keep_best != 'loss'
 
     def out_of_patience(self, log_history:list)->bool: # rows of Trainer's log
         "Have there been too many evaluations without a better one?"
         values = [r[self.metric] for r in log_history if self.metric in r]
-        return bool(self.recipe.patience and values and since_best(values, self.high) >= self.recipe.patience)
+        return bool(self.settings.patience and values and since_best(values, self.high) >= self.settings.patience)
 
 # %% ../nbs/lib/24_trainer.ipynb #41723631
 class _Callback:
@@ -252,6 +257,8 @@ def on_epoch_begin(self:_Callback, args, state, control, **kw):
 # %% ../nbs/lib/24_trainer.ipynb #8ce1694d
 @patch
 def on_step_end(self:_Callback, args, state, control, **kw):
+    step = self.trainer.step_module
+    if step.average is not None: step.average.update_parameters(step.segmenter)
     if control.should_save:
         control.should_log = True
         if state.global_step % self.steps_per_epoch == 0 or state.global_step >= state.max_steps:
@@ -288,7 +295,7 @@ def on_evaluate(self:_Callback, args, state, control, metrics, **kw):
     best = is_best([r[job.metric] for r in state.log_history if job.metric in r], job.high)
     if state.is_world_process_zero:
         if best: _save_best(job, self.trainer, state)
-        pictures = _draw_epoch(job, args.device, state.epoch)
+        pictures = _draw_epoch(job, self.trainer.step_module.scored, args.device, state.epoch)
         job.lines.epoch(state, best)
         if job.reporter: job.reporter.log(self.trainer, state, pictures)
     if job.out_of_patience(state.log_history): control.should_training_stop = True
@@ -349,11 +356,11 @@ def _looked_at(model, items, device):
     return images, [s['labels'].byte().numpy() for s in items], preds
 
 # %% ../nbs/lib/24_trainer.ipynb #da89f459
-def _draw_epoch(job, device, epoch):
+def _draw_epoch(job, model, device, epoch):
     "Write the picture grid of this epoch; returns (images, truths, predictions), each a list of arrays."
     if not job.n_pictures: return None
     ds, e = ByEpoch(job.data[1]), round(epoch, 2)
-    images, truths, preds = _looked_at(job.model, [ds[(0, i)] for i in range(min(job.n_pictures, len(ds)))], device)
+    images, truths, preds = _looked_at(model, [ds[(0, i)] for i in range(min(job.n_pictures, len(ds)))], device)
     grid = picture_grid(images, truths, preds, job.model.label_space.palette)
     (job.path/'pictures').mkdir(exist_ok=True)
     name = f'epoch_{e:03.0f}.png' if e == int(e) else f'epoch_{e:06.2f}.png'
@@ -365,10 +372,11 @@ def _save_best(job, trainer, state):
     "Write best/, whole."
     s = trainer.scores
     note = f'Best weights of epoch {state.epoch:.4g}, validation loss {s["loss"]:.4f}.'
-    with new_folder(job.path/'best') as new, _contiguous(job.model):
-        job.model.save_pretrained(new, scores={k: v for k, v in s.items() if k != 'loss'}, notes=note)
+    model = trainer.step_module.scored
+    with new_folder(job.path/'best') as new, _contiguous(model):
+        model.save_pretrained(new, scores={k: v for k, v in s.items() if k != 'loss'}, notes=note)
         buf = io.BytesIO()
-        torch.save({k: v.cpu() for k, v in job.model.net.state_dict().items()}, buf)
+        torch.save({k: v.cpu() for k, v in model.net.state_dict().items()}, buf)
         write_atomic(new/'best_model.pth', buf.getvalue())
         found = dict(s, step=state.global_step, epoch=state.epoch, confusion_matrix=trainer.matrix.cpu())
         write_json(new/'scores.json', found)
@@ -499,7 +507,8 @@ def _make_optimizer(
     weights = [p for p in job.model.parameters() if p.requires_grad]
     if not weights:
         raise mistake('model', job.model.name, 'weights to train', 'Unfreeze some.', 'only frozen ones')
-    if isinstance(job.recipe.lr, dict): weights = _groups(job.model, job.recipe.lr)
+    if isinstance(job.settings.lr, dict) or not job.settings.decay_norms:
+        weights = weight_groups(job.model.net, job.settings.lr, args.weight_decay, job.settings.decay_norms)
     if optimizer is None:
         return torch.optim.AdamW(weights, lr=args.learning_rate, weight_decay=args.weight_decay, eps=args.adam_epsilon,
                                  betas=(args.adam_beta1, args.adam_beta2), fused=args.device.type == 'cuda' or None)
@@ -509,19 +518,6 @@ def _make_optimizer(
         raise mistake('optimizer', type(made).__name__, "one of this model's weights, or a function that makes it",
                       'For example optimizer=lambda weights: torch.optim.SGD(weights, lr=.01).')
     return made
-
-def _groups(model, rates):
-    "Weights by the first pattern that fits their name, each group with its rate."
-    groups = {p: [] for p in rates}
-    for name, w in model.net.named_parameters():
-        if not w.requires_grad: continue
-        fits = [p for p in rates if fnmatch.fnmatchcase(name, p)]
-        if not fits:
-            raise mistake('lr', rates, f'a pattern for every weight; none fits {name!r}', "End with '*': rate.")
-        groups[fits[0]].append(w)
-    for p in (p for p, w in groups.items() if not w):
-        raise mistake('lr', rates, f'patterns that fit a weight; {p!r} fits none', f'Names look like {name!r}.')
-    return [dict(params=w, lr=rates[p]) for p, w in groups.items()]
 
 # %% ../nbs/lib/24_trainer.ipynb #31c100b4
 def _has_idle_weights(model):
@@ -546,10 +542,10 @@ def make_trainer(
     with redirect_stdout(io.StringIO()): from transformers import PrinterCallback, Trainer, TrainerCallback
     if args.world_size > 1 and args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = _has_idle_weights(job.model)
-    step = _Step(job.model.train(), job.loss).to(args.device)
     job.model.net.to(memory_format=torch.channels_last)
+    step = _Step(job.model.train(), job.loss, job.settings.ema).to(args.device)
     callback = type('RunCallback', (_Callback, TrainerCallback), {})(job)
-    made = None if 'optim' in job.recipe.training_args else _make_optimizer(job, args, optimizer)
+    made = None if 'optim' in job.settings.training_args else _make_optimizer(job, args, optimizer)
     kind = type('SegTrainer', (_TrainerMixin, Trainer), {})
     trainer = kind(step, args.seed, args=args, train_dataset=job.data[0], eval_dataset=job.data[1],
                    callbacks=[callback, *callbacks], optimizers=(made, None))

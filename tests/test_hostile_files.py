@@ -42,7 +42,7 @@ def test_pickles_next_to_good_weights_are_never_opened(bomb, ds, tmp_path):
 
 def test_a_checkpoint_that_runs_code_is_refused(bomb, ds, tmp_path):
     "Every pickle of a checkpoint that training would resume from."
-    def go(): return fit(tiny(), (ds, ds), epochs=2, lr=1e-3, out=tmp_path/'run', pictures=0, progress=False)
+    def go(): return fit(tiny(), (ds, ds), epochs=2, lr=1e-3, recipe='assignment', out=tmp_path/'run', pictures=0, progress=False)
     go()
     run, checkpoint = tmp_path/'run', max((tmp_path/'run').glob('checkpoint-*'))
     config = json.loads((run/'config.json').read_text())

@@ -8,7 +8,7 @@ from seglab import runs
 from seglab.dataset import LabelSpace, SegDataset
 from seglab.files import UserError, write_json
 from seglab.runs import (Run, _data_digest, begin_run, clear_run, complete_checkpoint, drop_incomplete, fingerprint, is_best,
-                         last_checkpoint, run_errors, since_best, setting_differences, weights_digest, Recipe)
+                         last_checkpoint, run_errors, since_best, setting_differences, weights_digest, Settings)
 from support.faults import one_sentence
 
 GAMMA = 2
@@ -141,7 +141,7 @@ def test_only_what_is_ours_is_cleared(tmp_path):
         write_json(tmp_path/'config.json', foreign)
         with pytest.raises(UserError) as e: clear_run(tmp_path)
         one_sentence(str(e.value))
-    begin_run(tmp_path, Recipe())
+    begin_run(tmp_path, Settings())
     checkpoint(tmp_path, 4); (tmp_path/'notes.txt').write_text('mine')
     clear_run(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['checkpoint-best', 'notes.txt']
@@ -159,7 +159,7 @@ def test_a_damaged_config_is_one_sentence(text, tmp_path):
 
 @pytest.mark.parametrize('text', ['', 'a,b\n1,2\n', 'step,epoch\n1,x\n', '\x00'])
 def test_a_damaged_history_is_one_sentence(text, tmp_path):
-    begin_run(tmp_path, Recipe())
+    begin_run(tmp_path, Settings())
     (tmp_path/'history.csv').write_text(text)
     with pytest.raises(UserError) as e: Run(tmp_path).history
     one_sentence(str(e.value))
@@ -170,7 +170,7 @@ def test_what_explains_itself_passes_through(tmp_path):
 
 
 def test_differences_in_words():
-    old = vars(Recipe(start='a', lr=.1))
+    old = vars(Settings(start='a', lr=.1))
     assert setting_differences(old, old | dict(start='b', lr=.2)) == ['lr (there 0.1, now 0.2)', 'start: the weights to start from']
 
 

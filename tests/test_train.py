@@ -16,7 +16,7 @@ from support.training import LABELS, Stripes, tiny
 
 
 def go(out, model=None, data=None, **kw):
-    return fit(model or tiny(), data or (Stripes(6), Stripes(3, 50)), out=out, **dict(epochs=1, lr=1e-3, progress=False, pictures=0, precision='fp32') | kw)
+    return fit(model or tiny(), data or (Stripes(6), Stripes(3, 50)), out=out, **dict(epochs=1, lr=1e-3, recipe='assignment', progress=False, pictures=0, precision='fp32') | kw)
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +76,7 @@ def test_the_model_holds_the_best_weights(tmp_path):
 def test_a_function_is_built_under_the_seed(tmp_path):
     def build(): return Segmenter(nn.Conv2d(3, 3, 1), LABELS)
     a, b, c = (go(tmp_path/n, build, seed=s) for n, s in (('a', 1), ('b', 1), ('c', 2)))
-    assert a.recipe.start == b.recipe.start != c.recipe.start
+    assert a.settings.start == b.settings.start != c.settings.start
     assert (a.best/'best_model.pth').read_bytes() == (b.best/'best_model.pth').read_bytes()
 
 
@@ -94,7 +94,7 @@ def test_stopped_by_hand_and_called_again_in_the_same_session(tmp_path):
 
 def test_the_number_format_stays_as_the_run_began(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
-    assert go(tmp_path/'r', precision='auto', use_cpu=True).recipe.precision == 'bf16'
+    assert go(tmp_path/'r', precision='auto', use_cpu=True).settings.precision == 'bf16'
     monkeypatch.setattr(torch.cpu, 'get_capabilities', dict, raising=False)
     assert go(tmp_path/'r', precision='auto', use_cpu=True).finished
 
@@ -223,7 +223,7 @@ def test_groups_optimisers_and_callbacks(tmp_path):
         def on_step_end(self, *a, **kw): self.steps += 1
     count = Count()
     a = go(tmp_path/'a', lr={'segformer.*': 1e-5, '*': 1e-2}, callbacks=[count])
-    b = go(tmp_path/'b', lr=5e-5, optimizer=lambda weights: torch.optim.SGD(weights, lr=.1))
+    b = go(tmp_path/'b', lr=None, optimizer=lambda weights: torch.optim.SGD(weights, lr=.1))
     assert count.steps == 2 and a.finished and b.finished
     with pytest.raises(UserError, match='no lr= with optimizer='): go(tmp_path/'c', optimizer=torch.optim.SGD)
 

@@ -52,7 +52,7 @@ def _net(name):
 
 def go(out, name, batch_size, callbacks=()):
     "Plain SGD: Adam would blow the last bit of a gradient near zero up to a whole step."
-    return fit(model(name), (Photos(7, 0), Photos(5, 1)), epochs=2, lr=.05, batch_size=batch_size, precision='fp32', out=Path(out)/name, progress=False,
+    return fit(model(name), (Photos(7, 0), Photos(5, 1)), epochs=2, lr=.05, batch_size=batch_size, recipe='assignment', precision='fp32', out=Path(out)/name, progress=False,
                pictures=0, logging_steps=1, optim='sgd', per_device_eval_batch_size=2, callbacks=[*callbacks])
 
 
@@ -100,7 +100,7 @@ def runs(request, tmp_path_factory):
 @pytest.mark.parametrize('name', NETS)
 def test_scores_are_exact_and_every_photo_counts_once(runs, name):
     processes, run = runs[0], Run(runs[1]/'many'/name)
-    assert run.recipe.processes == processes and run.history.step.tolist()[-1] == 4
+    assert run.settings.processes == processes and run.history.step.tolist()[-1] == 4
     s = run.scores
     assert np.sum(s['confusion_matrix']) == sum(int((Photos(5, 1)[i]['labels'] != 255).sum()) for i in range(5))
     assert s['confusion_matrix'] == recount(run, name)

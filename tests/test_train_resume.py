@@ -9,6 +9,7 @@ from seglab import trainer as T
 from seglab import files as files_module
 from seglab.dataset import LabelSpace, SegDataset, train_tfms
 from seglab.model import Segmenter
+from seglab.recipes import Recipe
 from seglab.runs import Run, last_checkpoint
 from seglab.train import fit
 
@@ -39,7 +40,7 @@ def go(data, out, workers=0, seed=0, side=32, **kw):
                         drop_path_rate=.1, hidden_dropout_prob=.1, classifier_dropout_prob=.1, id2label=LABELS.id2label, label2id=LABELS.label2id)
     sets = (SegDataset.from_folders(data/'train', data/'train_masks', LABELS, tfms=train_tfms((side, side))),
             SegDataset.from_folders(data/'val', data/'val_masks', LABELS))
-    args = dict(epochs=3, lr=1e-3, out=out, workers=workers, progress=False, pictures=1, logging_steps=2, save_strategy='steps', save_steps=3)
+    args = dict(epochs=3, lr=1e-3, recipe='assignment', out=out, workers=workers, progress=False, pictures=1, logging_steps=2, save_strategy='steps', save_steps=3)
     return fit(Segmenter(SegformerForSemanticSegmentation(c), LABELS), sets, **(args | kw))
 
 
@@ -117,6 +118,20 @@ def test_killed_and_resumed(workers, deaths, data, undisturbed, tmp_path):
     for i, (sig, patch) in enumerate(deaths): dies(sig, data, out, patch, workers=workers, seed=i)
     well(functools.partial(go, data, out, workers=workers, seed=99))
     same(undisturbed, Run(out))
+
+
+AUTO = Recipe('like auto', epochs=3, lr={'segformer.*': 1e-3, '*': 1e-2}, batch_size=2, accumulate=2, schedule='cosine', warmup=.1,
+              decay_norms=False, clip=1., ema=.9, loss='ce+dice', keep_best='mean_iou')
+
+
+@pytest.mark.parametrize('deaths', [[at_step(1), at_step(4)], [in_checkpoint(6), at_step(8)]])
+def test_killed_and_resumed_with_all_that_auto_does(deaths, data, tmp_path):
+    "The average of the weights, the schedule and the groups resume bit for bit."
+    kw = dict(lr=None, epochs=None, recipe=AUTO)
+    well(functools.partial(go, data, tmp_path/'whole', **kw))
+    for i, patch in enumerate(deaths): dies(signal.SIGKILL, data, tmp_path/'run', patch, seed=i, **kw)
+    well(functools.partial(go, data, tmp_path/'run', seed=99, **kw))
+    same(Run(tmp_path/'whole'), Run(tmp_path/'run'))
 
 
 def test_history_has_every_row_once(undisturbed):

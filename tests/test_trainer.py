@@ -9,7 +9,7 @@ from seglab.files import UserError
 from seglab.images import IGNORE
 from seglab.losses import get_loss
 from seglab.model import Segmenter
-from seglab.runs import Recipe, last_checkpoint
+from seglab.runs import Settings, last_checkpoint
 from seglab.train import _training_args
 from seglab.trainer import EpochLines, Job, LossError, _has_idle_weights, _make_optimizer, make_trainer, pick_precision, quiet, wandb_reporter
 from support.faults import one_sentence
@@ -26,7 +26,7 @@ class Patchy(Stripes):
 
 def trained(path, model=None, data=None, job=None, **asked):
     "A trainer after its training."
-    recipe = Recipe(**dict(lr=1e-2, batch_size=2, epochs=1) | asked)
+    recipe = Settings(**dict(lr=1e-2, batch_size=2, epochs=1) | asked)
     job = Job(path, model or net(), data or (Patchy(4), Stripes(2, 50)), get_loss('ce'), recipe, EpochLines(show=False), n_pictures=0, **job or {})
     with quiet():
         trainer = make_trainer(job, _training_args(path, recipe, [], 0))
@@ -86,7 +86,7 @@ def test_as_many_checkpoints_as_asked_for(tmp_path):
 
 
 def test_patience():
-    job = Job(Path('.'), None, (), None, Recipe(patience=2, keep_best='mean_iou'))
+    job = Job(Path('.'), None, (), None, Settings(patience=2, keep_best='mean_iou'))
     out = [job.out_of_patience([dict(eval_mean_iou=v) for v in values]) for values in ([], [.5, .4], [.5, .4, .5], [.5, .4, .6])]
     assert out == [False, False, True, False]
 
@@ -94,7 +94,7 @@ def test_patience():
 ADAM = Like(learning_rate=.1, weight_decay=.3, adam_beta1=.8, adam_beta2=.99, adam_epsilon=1e-6, device=torch.device('cpu'))
 
 
-def optimizer_of(rates=.1, optimizer=None): return _make_optimizer(Job(Path('.'), net(), (), None, Recipe(lr=rates)), ADAM, optimizer)
+def optimizer_of(rates=.1, optimizer=None): return _make_optimizer(Job(Path('.'), net(), (), None, Settings(lr=rates)), ADAM, optimizer)
 
 
 def test_the_optimisers_settings():
@@ -125,5 +125,5 @@ def test_wandb_that_cannot_begin_is_a_line():
     pytest.importorskip('wandb')
     said = []
     with mock.patch('wandb.init', side_effect=OSError('nothing works')), mock.patch.dict(os.environ, WANDB_MODE='offline'):
-        assert wandb_reporter(Job(Path('.'), net(), (), None, Recipe(), Like(say=said.append)), 'seglab', dict(name='x', wandb_id='1')) is None
+        assert wandb_reporter(Job(Path('.'), net(), (), None, Settings(), Like(say=said.append)), 'seglab', dict(name='x', wandb_id='1')) is None
     assert said[-1] == 'W&B: nothing works; training goes on without it'
