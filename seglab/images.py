@@ -507,46 +507,46 @@ def read_mask(
     return _read_odd_mask(name, raw)
 
 # %% ../nbs/lib/11_images.ipynb #1512b702
+def _mask_error(name, expected, todo, got, cause):
+    return LabelError(str(mistake('mask', name, expected, todo, got)), cause)
+
 def _read_odd_mask(name, raw):
     "A mask that is not a plain 8-bit grey PNG."
-    name = one_line(name)
     try:
         with _quiet:
             im = _pil_open(io.BytesIO(raw), name, MAX_PIXELS)
             kind, mode, m = im.format, im.mode, np.array(im)
     except (BadImage, Image.DecompressionBombError):
-        text = f'mask {name} declares more pixels than are safe to decode, {MAX_PIXELS:,}; write it again.'
-        raise UserError(text) from None
+        most = f'at most {MAX_PIXELS:,} pixels, which are safe to decode'
+        raise mistake('mask', name, most, 'Write it again.', 'a header that declares more') from None
     except _NOT_A_PICTURE as e:
-        raise UserError(f'mask {name} cannot be read ({one_line(e, 80)}); write it again.') from None
+        broken = f'a file that cannot be read ({one_line(e, 80)})'
+        raise mistake('mask', name, 'a picture', 'Write it again.', broken) from None
     if kind in ('JPEG', 'MPO'):
-        raise LabelError(f'mask {name} is a JPEG, which smears ids along every edge; save masks as PNG.', 'jpeg_mask')
-    if m.ndim > 2: raise LabelError(_colour_mask(name, mode, m), 'rgb_mask')
+        raise _mask_error(name, 'a PNG', 'Save masks as PNG.', 'a JPEG, which smears ids along every edge', 'jpeg_mask')
+    if m.ndim > 2: raise _colour_mask(name, mode, m)
     return _whole_bytes(name, m)
 
 # %% ../nbs/lib/11_images.ipynb #b22fa345
 def _colour_mask(name, mode, m):
-    "The sentence for a mask with several channels."
+    "The error for a mask with several channels."
     colours = m[...,:3] if m.shape[2] > 2 else m[...,:1]
-    fix = 'turn its colours into ids'
+    todo = 'Turn its colours into ids'
     if (colours == colours[...,:1]).all():
-        fix = 'its colour channels are equal, so one of them holds the ids: Image.open(path).getchannel(0)'
-    return (f'mask {name} is a picture in colour ({mode}), where a mask holds one id for each pixel; {fix}, '
-            'or save it as an 8-bit grey or palette PNG.')
+        todo = 'Its channels are equal, so take one of them, Image.open(path).getchannel(0)'
+    todo, got = f'{todo}, or save it as an 8-bit grey or palette PNG.', f'a picture in colour ({mode})'
+    return _mask_error(name, 'one id for each pixel', todo, got, 'rgb_mask')
 
 # %% ../nbs/lib/11_images.ipynb #155482e2
 def _whole_bytes(name, m):
     "A mask of another type as bytes; what bytes cannot hold is refused."
     if m.dtype.kind == 'f' and not (m == np.round(m)).all():
-        text = f'mask {name} holds fractions, where a mask holds whole ids; save it as an 8-bit grey PNG.'
-        raise LabelError(text, 'dtype')
+        raise _mask_error(name, 'whole ids', 'Save it as an 8-bit grey PNG.', 'fractions', 'dtype')
     if m.size and m.min() < 0:
-        fix = f'ids are 0 to 255: write {IGNORE} where there is no label.'
-        text = f'mask {name} holds {m.min():g} ({(m < 0).sum():,} px); {fix}'
-        raise LabelError(text, 'padding')
+        todo, got = f'Write {IGNORE} where there is no label.', f'{m.min():g} ({(m < 0).sum():,} px)'
+        raise _mask_error(name, 'ids from 0 to 255', todo, got, 'padding')
     if m.size and m.max() > 255:
-        text = f'mask {name} holds the value {m.max():g}; a mask holds 0 to 255: renumber its classes.'
-        raise LabelError(text, 'too_large')
+        raise _mask_error(name, 'ids from 0 to 255', 'Renumber its classes.', f'{m.max():g}', 'too_large')
     return m.astype(np.uint8)
 
 # %% ../nbs/lib/11_images.ipynb #4a2c3082

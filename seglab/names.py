@@ -13,7 +13,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 # %% ../nbs/lib/11_names.ipynb #685c19fa
-from .files import UserError, one_line
+from .files import mistake, one_line
 from .images import BadImage
 
 # %% ../nbs/lib/11_names.ipynb #a4cb3e82
@@ -65,7 +65,7 @@ def list_images(
         stem = stem[:len(stem) - len(suffix)]
         if stem in out:
             both = ' and '.join(one_line(os.path.relpath(p, folder)) for p in (out[stem], path))
-            raise UserError(f'{shown} holds {both}; keep one file for each stem.')
+            raise mistake('folder', folder.name, 'one file for each stem', 'Keep one of them.', both)
         out[stem] = path
     return out
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 # %% ../nbs/lib/19_own.ipynb #b2a3a360
-from .files import UserError, did_you_mean, hide_script, mistake, unique_names
+from .files import did_you_mean, hide_script, mistake, unique_names
 from .images import IGNORE, LabelError
 from .names import list_images, pair_files
 from .photos import COCO80, VOC20, split_of
@@ -198,7 +198,8 @@ def photo_size(
     try:
         with Image.open(path) as im: return im.size[::-1]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise UserError(f'photo {Path(path).name} cannot be read ({str(e)[:60]}); replace it or remove it.') from None
+        got = f'a file that cannot be read ({str(e)[:60]})'
+        raise mistake('photo', Path(path).name, 'a picture', 'Replace it or remove it.', got) from None
 
 # %% ../nbs/lib/19_own.ipynb #83f00f30
 def deal(
@@ -244,7 +245,8 @@ def read_color_mask(
     name = Path(path).name
     with Image.open(path) as im:
         if im.format in ('JPEG', 'MPO'):
-            raise LabelError(f'mask {name} is a JPEG, which smears colours; save masks as PNG.', 'jpeg_mask')
+            got = 'a JPEG, which smears colours'
+            raise LabelError(str(mistake('mask', name, 'a PNG', 'Save masks as PNG.', got)), 'jpeg_mask')
         rgb = np.asarray(im.convert('RGB')).astype(np.int64)             # (H,W,3)
     code = (rgb[..., 0] << 16) + (rgb[..., 1] << 8) + rgb[..., 2]        # (H,W)
     at = np.searchsorted(table.keys, code).clip(max=len(table.keys) - 1)
@@ -252,8 +254,8 @@ def read_color_mask(
     if strange.any():
         found = Counter(code[strange].tolist()).most_common(4)
         some = ', '.join(f'({c >> 16}, {c >> 8 & 255}, {c & 255}) ({n:,} px)' for c, n in found)
-        raise LabelError(f'mask {name} holds colours that the table lacks: {some}; name them in colors=, with None for '
-                         'ignore.', 'unknown_colors')
+        todo = 'Name them in colors=, with None for ignore.'
+        raise LabelError(str(mistake('mask', name, 'colours of the table', todo, some)), 'unknown_colors')
     return table.values[at]
 
 # %% ../nbs/lib/19_own.ipynb #c76f71ce
