@@ -26,7 +26,7 @@ $(VENV)/.dev: $(BIN)/uv settings.ini setup.py constraints.txt
 demo: $(VENV)/.run    ## the whole job on drawn photos: masks, two models, a report in demo/
 	$(BIN)/seglab demo $(OUT)
 
-test: $(VENV)/.dev    ## every gate: clean, export, readme, names, symbols, house, package, notebooks, tests, docs
+test: $(VENV)/.dev    ## every gate: clean, export, readme, names, symbols, messages, house, package, notebooks, tests, docs
 	$(BIN)/python tools/gates.py
 
 docs: $(VENV)/.dev    ## build the site into _docs/ and check its links

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 # %% ../nbs/lib/17_fetch.ipynb #e36333df
-from .files import UserError, did_you_mean, disk_errors, mistake, only_me, progress_bar
+from .files import did_you_mean, disk_errors, mistake, only_me, progress_bar
 
 # %% ../nbs/lib/17_fetch.ipynb #32989073
 _OTHER_TASKS = ('panoptic_', 'captions_', 'person_keypoints_', 'stuff_', 'image_info_')
@@ -138,16 +138,17 @@ def _last_cause(e):
 # %% ../nbs/lib/17_fetch.ipynb #25dd851d
 def _check_zip(archive, folder, packed):
     "Refuse entries that leave `folder`, links, and more bytes than a zip of photos can hold; their sum."
-    refused = lambda why: UserError(f'{archive.filename} is refused: {why}. Delete it and fetch again.')
+    plain, todo = f'plain files in {folder!r}', 'Delete it and fetch again.'
+    refused = lambda got: mistake('zip', archive.filename, plain, todo, got)
     for entry in archive.infolist():
         name, kind = PurePosixPath(entry.filename), stat.S_IFMT(entry.external_attr >> 16)
         bad = '\\' in entry.filename or ':' in entry.filename or name.is_absolute() or '..' in name.parts
         if bad or not name.parts or name.parts[0] != folder:
-            raise refused(f'its entry {entry.filename!r} does not lie in {folder!r}')
+            raise refused(f'{entry.filename!r}, which lies elsewhere')
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or entry.flag_bits & 1:
-            raise refused(f'its entry {entry.filename!r} is a link, a device or encrypted')
+            raise refused(f'{entry.filename!r}, which is a link, a device or encrypted')
     total = sum(e.file_size for e in archive.infolist())
-    if total > 20*packed + 1_000_000: raise refused(f'{packed} bytes would unpack to {total}')
+    if total > 20*packed + 1_000_000: raise refused(f'{packed} bytes that would unpack to {total}')
     return total
 
 # %% ../nbs/lib/17_fetch.ipynb #693ad38e
@@ -180,16 +181,16 @@ def _unpack(zip_path, path, folder):
             for entry in entries: archive.extract(entry, temp)
         _move_in(temp/folder, path/folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as e:
-        raise UserError(f'{zip_path.name} cannot be unpacked ({e}). Delete it and fetch again.') from e
+        raise mistake('zip', zip_path.name, 'a zip that can be unpacked', 'Delete it and fetch again.', e) from e
     finally: shutil.rmtree(temp, ignore_errors=True)
 
 # %% ../nbs/lib/17_fetch.ipynb #aaf08458
 def _wrong(z, part):
-    "What is wrong with a downloaded zip; None for the one we know."
+    "What COCO's zip has and what this one has; None for the one we know."
     size = part.stat().st_size
-    if size != z.size: return f'expected {z.size} bytes; got {size}'
+    if size != z.size: return f'{z.size} bytes', f'{size}'
     with open(part, 'rb') as f: found = hashlib.file_digest(f, 'sha256').hexdigest()
-    if found != z.sha256: return f'expected SHA-256 {z.sha256[:12]}…; got {found[:12]}…'
+    if found != z.sha256: return f'SHA-256 {z.sha256[:12]}…', f'{found[:12]}…'
 
 # %% ../nbs/lib/17_fetch.ipynb #e820c40d
 def _fetch_zip(z, path, name, base_url, **patience):
@@ -200,8 +201,9 @@ def _fetch_zip(z, path, name, base_url, **patience):
     wrong = _wrong(z, part)
     if not wrong: _unpack(part, path, name)
     if part != own: part.unlink(missing_ok=True)
-    if wrong: raise UserError(f"{part.name} is not COCO's file: {wrong}. " +
-                              ('Delete it and fetch again.' if part == own else 'It was deleted; fetch again.'))
+    if wrong:
+        todo = 'Delete it and fetch again.' if part == own else 'It was deleted; fetch again.'
+        raise mistake('zip', part.name, f"COCO's file of {wrong[0]}", todo, wrong[1])
 
 # %% ../nbs/lib/17_fetch.ipynb #a884fb28
 def fetch_coco(

@@ -1,5 +1,5 @@
 """Each gate of tools/gates.py holds on a clean tree and fails on a planted fault."""
-import json, os, shutil, subprocess, sys
+import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -57,7 +57,7 @@ def edit(path, change):
     path.write_text(json.dumps(nb, indent=1) + '\n')
 
 def test_all_hold_on_a_clean_tree(tree):
-    status, text = gate(tree, 'clean', 'export', 'readme', 'names', 'symbols', 'house', 'package', 'notebooks', 'docs')
+    status, text = gate(tree, 'clean', 'export', 'readme', 'names', 'symbols', 'messages', 'house', 'package', 'notebooks', 'docs')
     assert status == 0, text
     assert text.strip().splitlines()[-1] == 'notebooks: 3 passed, 0 failed'
 
@@ -88,6 +88,45 @@ def test_symbols_sees_a_gap(tree, source, gap):
     edit(tree/'nbs/00_files.ipynb', lambda cells: cells.append({**code(source), 'id': 'planted1'}))
     status, text = gate(tree, 'symbols')
     assert status == 1 and gap in text, text
+
+DEVIANT = [
+    ("raise UserError(f'{x} is wrong; use another.')", 'files.py:1: not of the form'),
+    ("raise UserError('x=1: expected 2, got 1.')", 'says "got" without a semicolon'),
+    ("raise mistake('x', 1, 'expected 2')", 'expected= says more'),
+    ("raise mistake('x', 1, '2', 'use 2')", 'todo= is not a sentence'),
+    ("raise mistake('x', 1, '2', got='got 1')", 'got= says more'),
+    ("def half(x):\n    'Halve'", 'half: the docstring is not one line'),
+    ("class Half:\n    'Halve.\\n\\nTwice.'", 'Half: the docstring is not one line'),
+]
+IN_FORM = """
+def half(x):
+    text = 'x=1: expected 2; got 1.'
+    raise UserError(text)
+def whole(x):
+    'Is it whole?'
+    raise UserError(f'{name}: expected JSON; got {x}. {todo}')
+def third(x):
+    'A third.'
+    raise mistake('x', 1, f'one of {known}', 'Give another.', 'text')
+def _tenth(x):
+    'A tenth'
+    raise LabelError('any sentence', 'code') if x else UserError(done.complaint)
+"""
+
+@pytest.mark.parametrize('source, said', DEVIANT)
+def test_messages_sees_another_form(tree, source, said):
+    (tree/'seglab/files.py').write_text(source + '\n')
+    status, text = gate(tree, 'messages')
+    assert status == 1 and said in text, text
+    tool = tree/'tools/messages.py'
+    tool.write_text(re.sub('^LATER = .*', "LATER = {'files'}", tool.read_text(), flags=re.M))
+    status, text = gate(tree, 'messages')
+    assert status == 0 and said in text and '(only listed)' in text, text
+
+def test_messages_leaves_the_form_alone(tree):
+    (tree/'seglab/files.py').write_text(IN_FORM)
+    status, text = gate(tree, 'messages')
+    assert status == 0 and 'messages: 0 faults' in text, text
 
 @pytest.mark.parametrize('change, said', [
     (("files='double'", "files='double treble'"), "no module has: ['treble']"),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The gates every change passes: clean, export, readme, names, symbols, house, package, notebooks, tests, docs.
+"""The gates every change passes: clean, export, readme, names, symbols, messages, house, package, notebooks, tests, docs.
 
     gates.py              all of them, in this order; the last line counts the notebooks
     gates.py clean docs   only these
@@ -36,6 +36,7 @@ def clean(): return unchanged('nbdev_clean', 'nbs')
 def export(): return unchanged('nbdev_export', 'seglab')
 def readme(): return 'README.md is not in step' if run(sys.executable, 'tools/readme.py', '--check').returncode else None
 def symbols(): return 'public symbols are not all documented' if run(sys.executable, 'tools/symbols.py').returncode else None
+def messages(): return 'a message has another form' if run(sys.executable, 'tools/messages.py', '--check').returncode else None
 def house(): return 'the house breaks its rules' if run(sys.executable, 'tools/house.py', '--check').returncode else None
 def docs(): return 'the site does not build' if run(sys.executable, 'tools/docs.py').returncode else None
 
@@ -124,8 +125,8 @@ def notebooks():
     counted = f'notebooks: {sum(results)} passed, {len(results) - sum(results)} failed'
     return None if results and all(results) else counted
 
-GATES = dict(clean=clean, export=export, readme=readme, names=names, symbols=symbols, house=house, package=package,
-             notebooks=notebooks, tests=tests, docs=docs)
+GATES = dict(clean=clean, export=export, readme=readme, names=names, symbols=symbols, messages=messages, house=house,
+             package=package, notebooks=notebooks, tests=tests, docs=docs)
 
 def main(names):
     unknown = [n for n in names if n not in GATES]
