@@ -81,24 +81,24 @@ def situation_of(
     return Situation(len(data[0]), h * w, kind, part, gpu)
 
 # %% ../nbs/lib/26_recipes.ipynb #b07dff3f
-_RATES = {'random': 1e-3, 'pretrained convolutions': 2e-4, 'pretrained attention': 6e-5}
+_RATES = {'random': (1e-3, 1e-3), 'pretrained convolutions': (2e-4, 2e-3), 'pretrained attention': (6e-5, 6e-4)}
 
-def _rates(facts):
+def _rates(found):
     "Learning rates, and why."
-    base = _RATES[facts.start]
-    if facts.part is None: return base, f'lr {base:g}: {facts.start} weights'
-    return {facts.part: base, '*': 10*base}, f'lr {base:g} for {facts.part}, {10*base:g} for the rest: {facts.start}'
+    rate, head = _RATES[found.start]
+    if found.part is None: return rate, f'lr {rate:g}: {found.start} weights'
+    return {found.part: rate, '*': head}, f'lr {rate:g} for {found.part}, {head:g} for the rest: {found.start}'
 
 # %% ../nbs/lib/26_recipes.ipynb #f3e75d87
-def _length(facts):
+def _length(found):
     "Epochs, batch size, accumulation and steps, and why."
-    size, floor = (16, 4000) if facts.gpu else (8, 600)
-    size = min(size, max(facts.photos, 1))
-    batch = max(1, min(size, (16 << 18) // facts.pixels)) if facts.gpu else size
+    size, floor = (16, 4000) if found.gpu else (8, 600)
+    size = min(size, max(found.photos, 1))
+    batch = max(1, min(size, (16 << 18) // found.pixels)) if found.gpu else size
     accumulate = -(-size // batch)
-    steps = -(-facts.photos // size)
+    steps = -(-found.photos // size)
     epochs = min(max(10, -(-floor // steps)), 200)
-    where = 'a GPU' if facts.gpu else 'a CPU'
+    where = 'a GPU' if found.gpu else 'a CPU'
     why = f'{epochs} epochs of {steps} steps: at least {floor:,} steps on {where}, at least 10 epochs, at most 200'
     return dict(epochs=epochs, batch_size=batch, accumulate=accumulate), epochs*steps, why
 
@@ -109,9 +109,9 @@ def auto_recipe(
     gpu:bool=False, # will a GPU do the work?
 )->Recipe: # printable, with its reasons
     "Plan a training from the data, the start weights and the machine."
-    facts = situation_of(model, data, gpu)
-    lr, why_lr = _rates(facts)
-    length, steps, why_length = _length(facts)
+    found = situation_of(model, data, gpu)
+    lr, why_lr = _rates(found)
+    length, steps, why_length = _length(found)
     ema = round(1 - 1/max(steps/20, 10), 4)
     why = (why_length, why_lr + '; 5 % of the steps to warm up, then a cosine down to 0',
            f'the average of the last {round(1/(1-ema))} steps or so is scored and kept')

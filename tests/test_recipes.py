@@ -44,7 +44,7 @@ def test_the_assignments_recipe_is_what_it_was(tmp_path):
 def test_a_plan_is_kept_when_the_machine_changes(tmp_path, monkeypatch):
     first = go(tmp_path/'r', epochs=1)
     planned = asdict(first.recipe)
-    monkeypatch.setattr(recipes, '_RATES', dict.fromkeys(recipes._RATES, .5))        # as if another machine planned otherwise
+    monkeypatch.setattr(recipes, '_RATES', dict.fromkeys(recipes._RATES, (.5, .5)))        # as if another machine planned otherwise
     again = go(tmp_path/'r')                                                         # what is not said is as the run has it
     assert asdict(again.recipe) == planned and again.finished
     with pytest.raises(UserError, match='lr'): go(tmp_path/'r', lr=.5, epochs=1)
