@@ -159,11 +159,12 @@ def rare_first(size_hw, space, ds):
 
 # what is left out of 'auto', or put into it: name -> (change of the recipe, augmentation)
 PARTS = {'auto': (None, None),
-         'without warm-up and cosine': (lambda r: dict(schedule='constant', warmup=0.), None),
+         'a cosine down to 0': (lambda r: dict(schedule='cosine'), None),
+         'a cosine without the average': (lambda r: dict(schedule='cosine', ema=0.), None),
+         'without the average': (lambda r: dict(ema=0.), None),
          'one rate for all weights': (lambda r: dict(lr=max(r.lr.values())/2), None),
          'with decay of norms and biases': (lambda r: dict(decay_norms=True), None),
          'without clipping': (lambda r: dict(clip=0.), None),
-         'the moving average': (lambda r: dict(ema=0. if r.ema else .97), None),
          'cross-entropy alone': (lambda r: dict(loss='ce'), None),
          'kept by validation loss': (lambda r: dict(keep_best='loss'), None),
          'zoom from 0.5 to 2': (None, lambda size, ds: train_tfms(size, (.5, 2.))),

@@ -112,10 +112,10 @@ def auto_recipe(
     found = situation_of(model, data, gpu)
     lr, why_lr = _rates(found)
     length, steps, why_length = _length(found)
-    ema = round(1 - 1/max(steps/20, 10), 4)
-    why = (why_length, why_lr + '; 5 % of the steps to warm up, then a cosine down to 0',
-           f'the average of the last {round(1/(1-ema))} steps or so is scored and kept')
-    return Recipe('auto', lr=lr, **length, schedule='cosine', warmup=.05, decay_norms=False, clip=1., ema=ema,
+    ema = .999 if steps >= 4000 else .97
+    why = (why_length, why_lr + '; 5 % of the steps to warm up, then constant',
+           f'an average over the last {round(1/(1-ema))} steps or so is scored and kept')
+    return Recipe('auto', lr=lr, **length, schedule='constant_with_warmup', warmup=.05, decay_norms=False, clip=1., ema=ema,
                   loss='ce+dice', keep_best='mean_iou', why=why)
 
 # %% ../nbs/lib/26_recipes.ipynb #35b8d15c

@@ -249,7 +249,7 @@ def test_annotation_files_and_photo_folders(tmp_path, monkeypatch):
 
 SMALL = dict(prepare='--size-hw 32 --workers 1 --split val=0.4', train='--weights none --epochs 1 --classes things --workers 0',
              check='--size-hw 32',
-             compare='--no-measure --n-boot 50', demo='--n-images 12 --size-hw 32 --epochs 1')
+             compare='--no-measure --n-boot 50', demo='--n-images 12 --size-hw 32 --epochs 1 --seeds 2')
 
 @pytest.fixture(scope='module')
 def road(tmp_path_factory):
@@ -409,8 +409,8 @@ def test_folders_of_photos_and_masks(quick, road, tmp_path):
 
 def test_the_example_of_demo_runs_and_runs_again(tmp_path, quick):
     example(tmp_path, 'demo')
-    for p in ('raw/annotations', 'processed/prepare.json', 'runs/unet/best', 'runs/segformer/best', 'report/report.html'): assert (tmp_path/'demo'/p).exists()
-    weights = tmp_path/'demo/runs/unet/best/model.safetensors'
+    for p in ('raw/annotations', 'processed/prepare.json', 'runs/unet-0/best', 'runs/segformer-1/best', 'report/report.html'): assert (tmp_path/'demo'/p).exists()
+    weights = tmp_path/'demo/runs/unet-0/best/model.safetensors'
     before = weights.stat().st_mtime_ns
     args = shlex.split(SMALL['demo'])
     code, out, err = quick('demo', tmp_path/'demo', *args)
@@ -421,5 +421,5 @@ def test_the_example_of_demo_runs_and_runs_again(tmp_path, quick):
 def test_demo_on_a_coco_folder(tmp_path):
     from seglab.sample import make_sample
     make_sample(tmp_path/'coco', n=10, size_hw=(48, 64))
-    assert cli.main(['demo', tmp_path/'demo', '--coco', tmp_path/'coco', '--size-hw', '32', '--epochs', '1']) == 0
+    assert cli.main(['demo', tmp_path/'demo', '--coco', tmp_path/'coco', '--size-hw', '32', '--epochs', '1', '--seeds', '1']) == 0
     assert not (tmp_path/'demo/raw').exists() and (tmp_path/'demo/report/report.html').exists()

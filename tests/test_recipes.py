@@ -27,7 +27,7 @@ def unet(start='resnet18, imagenet'):
 def test_the_default_is_auto_and_every_argument_wins(tmp_path):
     run = go(tmp_path/'a', epochs=1)
     assert run.recipe.name == 'auto' and run.recipe.why and run.settings.lr == run.recipe.lr == 1e-3
-    assert run.settings.training_args['lr_scheduler_type'] == 'cosine' and run.settings.loss == 'ce+dice'
+    assert run.settings.training_args['lr_scheduler_type'] == 'constant_with_warmup' and run.settings.loss == 'ce+dice'
     asked = dict(epochs=2, lr=3e-4, batch_size=2, loss='ce', weight_decay=.2, keep_best='loss')
     run = go(tmp_path/'b', **asked, max_grad_norm=.5, lr_scheduler_type='linear')
     assert {k: getattr(run.settings, k) for k in asked} == asked
