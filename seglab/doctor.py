@@ -6,7 +6,7 @@
 __all__ = ['read_boxes', 'Checkup', 'check']
 
 # %% ../nbs/lib/18_doctor.ipynb #8bd9a80f
-import tempfile
+import csv, inspect, shutil, tempfile
 from base64 import b64encode
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -21,18 +21,28 @@ import numpy as np
 # %% ../nbs/lib/18_doctor.ipynb #8d459fb7
 from .files import (
     UserError, ahead, as_text, cores, disk_errors, md, mistake, progress_bar, versions, write_json, write_text)
-from .images import BACKGROUND, IGNORE, encode_image, read_image, read_mask, resize_image, resize_mask
+from seglab.images import (
+    BACKGROUND, BadImage, IGNORE, check_size, encode_image, image_header, read_image, read_mask, resize_image,
+    resize_mask)
+from .coco import read_json_bytes
+from .names import find_photo
 from .masks import Prepared, overlay, prepare
+from .own import photo_size
+from .packed import open_packed
 from .metrics import baseline_iou
-from .findings import Facts, Finding, SMALL, class_photos, diagnose, object_sizes, take_shot
+from .groups import propose_groups
+from .findings import (
+    Facts, Finding, SMALL, class_photos, diagnose, native_scale, object_sizes, repeated, shell_words, take_shot)
 
 # %% ../nbs/lib/18_doctor.ipynb #cb497f79
 class _Box(msgspec.Struct):
     "What we read of an annotation."
+    id: object = None
     image_id: object = None
     category_id: object = None
     bbox: object = None
     area: object = None
+    iscrowd: object = 0
 
 class _Record(msgspec.Struct):
     "What we read of an image record."
@@ -40,30 +50,38 @@ class _Record(msgspec.Struct):
     file_name: object = None
 
 class _File(msgspec.Struct):
-    "What we read of a COCO file."
-    images: list[_Record] = []
-    annotations: list[_Box] = []
+    "What we read of a COCO file; a record that is no object is left out."
+    images: list[msgspec.Raw] = []
+    annotations: list[msgspec.Raw] = []
+
+def _readable(raws, kind):
+    for r in raws:
+        try: yield msgspec.json.decode(r, type=kind)
+        except (msgspec.MsgspecError, UnicodeError): continue
+
+def _numbers(b): return isinstance(b, list) and len(b) == 4 and all(isinstance(x, (int, float)) for x in b)
 
 # %% ../nbs/lib/18_doctor.ipynb #5b7dac18
 def read_boxes(
-    files:list,   # COCO annotation files
-    stems:dict,   # file name in the COCO file -> stem in the prepared folder
-    values:dict,  # category id -> mask value
-)->dict: # stem -> (N,6) float: value, x, y, width, height, area, in the photo's own pixels
-    "The boxes of all annotations that have one; nothing at all where a file is not plain COCO."
-    out = {}
+    files:list,        # COCO annotation files
+    stems:dict,        # file name in the COCO file -> stem in the prepared folder
+    values:dict,       # category id -> mask value
+    crowds:bool=False, # those of crowds, too?
+)->tuple: # {stem: (N,6) float: value, x, y, width, height, area, in the photo's pixels}, {annotation id: (stem, box)}
+    "The boxes of all annotations that have one; of no other kind of file."
+    out, by_id = {}, {}
     for f in files:
-        try: d = msgspec.json.decode(Path(f).read_bytes(), type=_File)
-        except (msgspec.MsgspecError, UnicodeError): return {}
-        names = {str(i.id): str(i.file_name) for i in d.images}
-        for a in d.annotations:
+        try: d = msgspec.json.decode(read_json_bytes(Path(f)), type=_File)
+        except (msgspec.MsgspecError, UnicodeError): return {}, {}
+        names = {str(i.id): str(i.file_name) for i in _readable(d.images, _Record)}
+        for a in _readable(d.annotations, _Box):
             stem, b = stems.get(names.get(str(a.image_id))), a.bbox
-            known = stem is not None and isinstance(a.category_id, int) and a.category_id in values
-            if not known or not isinstance(b, list) or len(b) != 4 or not all(isinstance(x, (int, float))
-                                                                              for x in b): continue
+            if stem is None or not _numbers(b): continue
+            by_id[str(a.id)] = stem, b
+            if not isinstance(a.category_id, int) or a.category_id not in values or (a.iscrowd and not crowds): continue
             area = a.area if isinstance(a.area, (int, float)) and a.area > 0 else b[2]*b[3]
             out.setdefault(stem, []).append((values[a.category_id], *b, area))
-    return {k: np.array(v, float) for k, v in out.items()}
+    return {k: np.array(v, float) for k, v in out.items()}, by_id
 
 # %% ../nbs/lib/18_doctor.ipynb #c737f448
 def _measure(jobs, pair, workers, show):
@@ -72,55 +90,89 @@ def _measure(jobs, pair, workers, show):
     with ThreadPoolExecutor(workers or min(8, cores())) as pool:
         return list(progress_bar(ahead(pool, one, jobs, 32), len(jobs), 'check', show=show))
 
-def _of_prepared(folder, files, source, n_images, workers, show):
-    "Facts of a prepared folder; files: the annotation files it came from."
+def _kinds(paths):
+    "How many photos of each kind there are: suffix, bits, turned by EXIF."
+    def kind(path):
+        try: h = image_header(path)
+        except BadImage: return 'unreadable'
+        turned = ', turned by EXIF'*(h.orientation > 1)
+        return f'{Path(path).suffix.lower().lstrip(".") or "no suffix"}, {h.bits} bits{turned}'
+    return Counter(map(kind, paths))
+
+def _photo_paths(names, roots):
+    "The file of each name, where there is one."
+    for name in names:
+        for root in roots:
+            try: yield find_photo(str(root), name)[0]
+            except BadImage: continue
+            break
+
+_AS_EVER = {k: p.default for k, p in inspect.signature(prepare).parameters.items()}
+
+def _options_of(settings):
+    "The options of `prepare` that were given, from prepare.json."
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in _AS_EVER}
+    given = {k: v for k, v in given.items() if v != _AS_EVER[k] and k not in ('annotations', 'n_images', 'pack')}
+    return {k: v for k, v in given.items() if (k, v) != ('size_hw', (256, 256))}
+
+def _of_prepared(folder, files, roots, home, n_images, workers, show):
+    "Facts of a prepared folder; files, roots: the annotation files and folders of photos it came from."
     p = Prepared(folder)
     index = p.index if n_images is None else p.index[:n_images]
-    there = {f.stem: f for f in (p.path/'images').iterdir()}
-    def pair(stem): return read_image(there[stem]), read_mask(p.path/'masks'/f'{stem}.png')
+    arrays, where = open_packed(p.path, p.index['stem']), {s: i for i, s in enumerate(p.index['stem'])}
+    there = {f.stem: f for f in (p.path/'images').iterdir()} if arrays is None else {}
+    def pair(stem):
+        if arrays is not None: return arrays[0][where[stem]].copy(), arrays[1][where[stem]].copy()
+        return read_image(there[stem]), read_mask(p.path/'masks'/f'{stem}.png')
     groups = index['group'].astype(str) if 'group' in index else [''] * len(index)
     jobs = [dict(stem=r.stem, split=r.split, group=g, size_hw=(int(r.height), int(r.width)))
             for r, g in zip(index.itertuples(), groups)]
-    boxes = read_boxes(files, dict(zip(index['file_name'], index['stem'])),
-                       {c.get('category_id', c['id']): c['id'] for c in p.classes})
-    size = p.settings.get('size_hw')
+    values = {c.get('category_id', c['id']): c['id'] for c in p.classes}
+    boxes, by_id = read_boxes(files, dict(zip(index['file_name'], index['stem'])), values,
+                              p.settings['crowd'] == 'paint')
+    size, named = p.settings.get('size_hw'), p.settings['annotations']
+    kinds = _kinds(_photo_paths(index['file_name'], roots))
+    audit, photo_of = p.audit.to_dict('records'), {str(i): s for i, s in zip(index['image_id'], index['stem'])}
     return Facts(_measure(jobs, pair, workers, show), {c['id']: c['name'] for c in p.classes}, size and tuple(size),
-                 source,
-                 p.counts, p.codes, p.audit.to_dict('records'), boxes, pair)
+                 ' '.join(map(str, [*files, *roots] or [folder])), p.counts, p.codes, audit, boxes, pair,
+                 [*files, *roots] or [*named, 'IMAGES'], _options_of(p.settings), home,
+                 prepared=str(folder), kinds=kinds, by_id={str(r['annotation_id']): by_id.get(
+                     str(r['annotation_id']), (photo_of.get(str(r['image_id'])), None)) for r in audit})
 
 # %% ../nbs/lib/18_doctor.ipynb #dc6407a1
-def _of_folders(images, masks, classes, size_hw, source, n_images, workers, show):
+def _of_folders(images, masks, classes, size_hw, home, n_images, workers, show):
     "Facts of a folder of photos and a folder of index masks."
     from seglab.dataset import SegDataset
     sets = {s: SegDataset.from_folders(images, masks, classes, split=s) for s in ('train', 'val')}
-    space = sets['train'].label_space
+    space, size = sets['train'].label_space, check_size(size_hw)
     first = int(space.names[0].lower() != 'background')                    # value 0 means background here
     at = {stem: (s, i) for s, ds in sets.items() for i, stem in enumerate(ds.stems)}
-    def raw(stem): return sets[at[stem][0]].raw(at[stem][1])
     def pair(stem):
-        photo, labels = raw(stem)
+        photo, labels = sets[at[stem][0]].raw(at[stem][1])
         mask = np.where(labels == IGNORE, IGNORE, labels + first).astype(np.uint8)
-        return (resize_image(photo, size_hw), resize_mask(mask, size_hw)) if size_hw else (photo, mask)
-    stems = list(at)[:n_images]
-    jobs = [dict(stem=s, split=at[s][0], group='', size_hw=raw(s)[1].shape) for s in stems]
+        return (resize_image(photo, size), resize_mask(mask, size)) if size else (photo, mask)
+    stems = sorted(at)[:n_images]
+    file = {s: sets[at[s][0]].files[0][at[s][1]] for s in stems}
+    jobs = [dict(stem=s, split=at[s][0], group='', size_hw=tuple(photo_size(file[s]))) for s in stems]
     names = {i + first: n for i, n in enumerate(space.names) if i + first}
-    size = None if size_hw is None else (size_hw, size_hw) if isinstance(size_hw, int) else tuple(size_hw)
     counts = dict(images=dict(total=len(at), written=len(stems), failed=0))
-    return Facts(_measure(jobs, pair, workers, show), names, size, source, counts, pair=pair)
+    return Facts(_measure(jobs, pair, workers, show), names, size, f'{images} --masks {masks}', counts, pair=pair,
+                 files=[images], options=dict(masks=masks, classes=classes), out=home, kinds=_kinds(file.values()))
 
 # %% ../nbs/lib/18_doctor.ipynb #38170b8f
-def _of_files(files, images, home, size_hw, n_images, workers, show, options):
+def _of_files(files, roots, home, out, size_hw, n_images, workers, show, options):
     "Facts of annotation files and their photos, and findings of the preparation itself."
-    source = ' '.join(map(str, files))
-    try: prepared, extra = prepare(files, images, home/'prepared', size_hw=size_hw, n_images=n_images, **options), []
+    def facts(**more):
+        made = prepare(files, roots if len(roots) > 1 else roots[0], Path(home)/'prepared', size_hw=size_hw,
+                       n_images=n_images, workers=workers, **options | more)
+        return _of_prepared(made.path, files, roots, out, None, workers, show)
+    try: return facts(), []
     except UserError as e:
         if 'crowd' not in str(e) or 'crowd' in options: raise
-        prepared = prepare(files, images, home/'prepared', size_hw=size_hw, n_images=n_images,
-                           **options | dict(crowd='paint'))
-        extra = [Finding('everything_is_a_crowd', 1.,
-                         'Every annotation is a crowd (iscrowd=1), which is ignored: nothing can be '
-                         'learned. The rest of this page shows the crowds painted.', 'seglab prepare … --crowd paint')]
-    return _of_prepared(prepared.path, files, source, None, workers, show), extra
+    f = facts(crowd='paint')
+    return f, [Finding('everything_is_a_crowd', 1., 'Every annotation is a crowd (iscrowd=1), which is ignored: '
+                       'nothing can be learned. The rest of this page shows them painted.', f.again(crowd='paint'),
+                       options=dict(crowd='paint'))]
 
 # %% ../nbs/lib/18_doctor.ipynb #346030de
 class Checkup:
@@ -128,16 +180,25 @@ class Checkup:
     def __init__(self,
         facts:Facts,   # about the data
         findings:list, # `Finding`s, the most harmful first
-        out=None,      # the folder of the page
-    ): self.facts, self.findings, self.out = facts, findings, out
+    ): self.facts, self.findings = facts, findings
+
+    @property
+    def command(self)->str: # for the shell
+        "The command to train with, after all that `prepare` can mend."
+        f, mend = self.facts, {}
+        for x in self.findings: mend = x.options | mend
+        if 'masks' in f.options: return f.again(**mend)
+        if not mend and (f.out or not f.boxes):
+            return shell_words('seglab train', f.prepared, 'runs/unet', model='unet')
+        return f'{f.again(**mend)} && seglab train data/processed runs/unet --model unet'
 
     def __repr__(self):
         f, n = self.facts, Counter(s.split for s in self.facts.shots)
         sides = ', '.join(f'{c:,} {s}' for s, c in sorted(n.items()))
         lines = [f'{i}. {as_text(x.sentence)}\n   -> {x.remedy}' for i, x in enumerate(self.findings, 1)]
         return '\n'.join([f'{as_text(f.source)}: {len(f.shots):,} photos ({sides}), {len(f.names)} classes',
-                          *(lines or ['Nothing was found that would harm a training.']),
-                          *([f'page: {as_text(self.out)}/check.html'] if self.out else [])])
+                          *(lines or ['Nothing was found that would harm a training.']), f'train: {self.command}',
+                          *([f'page: {as_text(f.out)}/check.html'] if f.out else [])])
 
     def _repr_markdown_(self):
         rows = [f'{i}. **{x.name}**: {md(x.sentence)} *{md(x.remedy)}*' for i, x in enumerate(self.findings, 1)]
@@ -147,13 +208,13 @@ class Checkup:
 # %% ../nbs/lib/18_doctor.ipynb #d7f04244
 def check(
     data,                # annotation file, or a list of them; prepared folder; with `masks` a folder of photos
-    images=None,         # the photos of an annotation file
+    images=None,         # the photos of an annotation file; a list has a folder for each file
     out=None,            # folder for check.html and check.json; None writes nothing
     masks=None,          # a folder of index masks
     classes='all',       # what the masks' values mean: class names, or a preset such as camvid
     size_hw=256,         # the size at which a model will see the photos: a number, (H, W), or None for their own
     n_images:int=None,   # only the first so many photos
-    workers:int=None,    # threads; None: one for each core
+    workers:int=None,    # threads and processes; None: one for each core
     progress:bool=None,  # show a bar? None: in terminals and notebooks
     **options,           # further options of `prepare`, such as crowd='paint'
 )->Checkup: # prints as a list of findings
@@ -161,17 +222,17 @@ def check(
     if out is not None: _own_folder(Path(out))
     path, rest, extra = getattr(data, 'path', data), (n_images, workers, progress), []
     with (tempfile.TemporaryDirectory() if out is None else nullcontext(out)) as home:
-        if masks is not None: facts = _of_folders(path, masks, classes, size_hw, f'{path} --masks {masks}', *rest)
-        elif images is None: facts = _of_prepared(path, [], str(path), *rest)
+        if masks is not None: facts = _of_folders(path, masks, classes, size_hw, out, *rest)
+        elif images is None: facts = _of_prepared(path, [], [], out, *rest)
         else:
-            files = list(data) if isinstance(data, (list, tuple)) else [data]
-            facts, extra = _of_files(files, images, Path(home), size_hw, *rest, options)
-        result = Checkup(facts, (extra + diagnose(facts))[:10], out)
+            files, roots = (list(x) if isinstance(x, (list, tuple)) else [x] for x in (data, images))
+            facts, extra = _of_files(files, roots, home, out, size_hw, *rest, options)
+        result = Checkup(facts, (extra + diagnose(facts))[:10])
         if out is not None: result.write()
     return result
 
 # %% ../nbs/lib/18_doctor.ipynb #a57f6657
-_OURS = 'check.html', 'check.json', 'prepared', '.lock'
+_OURS = 'check.html', 'check.json', 'prepared', 'found', '.lock'
 
 def _own_folder(out):
     "Make the folder, or refuse one that holds something else."
@@ -181,11 +242,16 @@ def _own_folder(out):
                       'a folder with other things')
     out.mkdir(parents=True, exist_ok=True)
 
-def _thumb(facts, stem, side=150):
-    "A photo with its mask over it, as a data URI."
+def _thumb(facts, stem, side=150, box=None):
+    "A photo with its mask over it, as a data URI; box: x, y, width, height in the photo's own pixels."
     photo = overlay(*facts.pair(stem), .5)
     k = side/max(photo.shape[:2])
     small = cv2.resize(photo, None, fx=k, fy=k, interpolation=cv2.INTER_AREA)
+    if box is not None and np.isfinite(box).all():
+        (h, w), own = small.shape[:2], next(s.size_hw for s in facts.shots if s.stem == stem)
+        x0, y0, x1, y1 = np.clip([box[0]*w/own[1], box[1]*h/own[0], (box[0] + box[2])*w/own[1],
+                                  (box[1] + box[3])*h/own[0]], -9, side + 9).round().astype(int).tolist()
+        small = cv2.rectangle(np.ascontiguousarray(small), (x0 - 2, y0 - 2), (x1 + 2, y1 + 2), (255, 40, 40), 2)
     return 'data:image/jpeg;base64,' + b64encode(encode_image(small, 'jpg', 78)).decode()
 
 # %% ../nbs/lib/18_doctor.ipynb #d7f5fd19
@@ -202,11 +268,31 @@ def _class_table(facts):
                          tiny=float((a < SMALL).mean()) if len(a) else None))
     return sorted(rows, key=lambda r: -(r['train'] + r['val']))
 
-def _kept_at(facts, sides=(256, 384, 512, 768, 1024)):
-    "(training size, share of all objects that keep 4×4 pixels or more)."
-    a = np.concatenate([np.zeros(0), *object_sizes(facts).values()])
-    if not len(a) or facts.size_hw is None: return []
-    return [(n, float((a*n*n/(facts.size_hw[0]*facts.size_hw[1]) >= SMALL).mean())) for n in sides]
+_SIDES = 256, 384, 512, 768, 1024
+
+def _kept_at(facts):
+    "[(name, objects, share that keeps 4×4 pixels at each side and at own size)]: all, and the smallest classes."
+    if facts.size_hw is None: return []
+    scales = [n*n/np.prod(facts.size_hw) for n in _SIDES] + [native_scale(facts)]
+    def row(name, a): return as_text(name), len(a), [float((a*k >= SMALL).mean()) for k in scales]
+    sizes = {v: a for v, a in object_sizes(facts).items() if len(a)}
+    if not sizes: return []
+    worst = sorted((v for v, a in sizes.items() if len(a) >= 5), key=lambda v: -(sizes[v] < SMALL).mean())[:5]
+    small = [row(facts.names.get(v, v), sizes[v]) for v in worst if (sizes[v] < SMALL).any()]
+    return [row('all classes', np.concatenate(list(sizes.values()))), *small]
+
+def _agreement(facts):
+    "How much annotations claim twice: share of their area, and near-duplicates; None without an annotation file."
+    if not facts.boxes: return None
+    claimed = labelled = 0.
+    for s in facts.shots:
+        if (b := facts.boxes.get(s.stem)) is None: continue
+        h, w = s.size_hw
+        claimed += b[:, 5].sum()/(h*w)
+        labelled += 1 - s.pixels[[BACKGROUND, IGNORE]].sum()/s.pixels.sum()
+    twice = sum(int(repeated(b).sum()) for b in facts.boxes.values())
+    return dict(claimed_twice=max(0., 1 - labelled/max(claimed, 1e-9)), repeated=twice,
+                annotations=sum(map(len, facts.boxes.values())))
 
 # %% ../nbs/lib/18_doctor.ipynb #5e9157eb
 def _together(facts, most=10):
@@ -216,14 +302,19 @@ def _together(facts, most=10):
     m = np.array([[s.pixels[v] > 0 for v in top] for s in facts.shots], float).reshape(-1, len(top))
     return [as_text(facts.names[v]) for v in top], ((m.T @ m)/np.maximum(m.sum(0), 1)[:, None]).tolist()
 
-def _account(facts):
-    "A dict for each code of the audit, with the annotation it concerns first."
-    rows = []
+def _account(facts, most=40):
+    "A dict for each code of the audit, with the annotation it concerns first and a small picture of it."
+    rows, shown = [], {s.stem for s in facts.shots}
     for action, codes in facts.codes.items():
         for code, n in codes.items():
-            first = next((r for r in facts.audit if r['action'] == action and r['code'] == code), {})
-            shown = {k: as_text(first.get(f'{k}_id', '')) for k in ('annotation', 'image')}
-            rows.append(dict(shown, action=action, code=code, n=n, detail=as_text(first.get('detail', ''))[:120]))
+            mine = [r for r in facts.audit if r['action'] == action and r['code'] == code]
+            first = mine[0] if mine else {}
+            ids = {k: as_text(first.get(f'{k}_id', '')) for k in ('annotation', 'image')}
+            at = (facts.by_id.get(str(r['annotation_id']), (None, None)) for r in mine)
+            stem, box = next((x for x in at if x[0] in shown), (None, None))
+            picture = _thumb(facts, stem, box=box) if stem and len(rows) < most else None
+            rows.append(dict(ids, action=action, code=code, n=n, detail=as_text(first.get('detail', ''))[:120],
+                             picture=picture))
     return rows
 
 def _always_the_same(facts):
@@ -234,11 +325,6 @@ def _always_the_same(facts):
     return as_text(facts.names.get(values[k], 'background')), float(iou)
 
 # %% ../nbs/lib/18_doctor.ipynb #cc2fc087
-def _train_command(facts):
-    "The command to train with."
-    data = facts.source if '--masks' in facts.source or not facts.counts.get('annotations') else 'data/processed'
-    return f'seglab train {as_text(data)} runs/unet --model unet'
-
 def _for_template(result):
     "All that the template shows."
     f = result.facts
@@ -247,28 +333,45 @@ def _for_template(result):
     shown = [dict(x._asdict(), pictures=[(as_text(s), _thumb(f, s)) for s in x.stems[:4]]) for x in result.findings]
     some = [s.stem for s in f.shots[::max(1, len(f.shots)//12)]][:12]
     return dict(title=as_text(f.source), n=len(f.shots), splits=dict(sorted(Counter(s.split for s in f.shots).items())),
-                findings=shown, counts=f.counts, account=_account(f), classes=_class_table(f), grow=_kept_at(f),
-                together=dict(names=names, rows=rows), dull=same, dull_iou=iou,
-                empty=sum(not s.pixels[1:255].any() for s in f.shots),
-                sizes=sizes.most_common(8), n_sizes=len(sizes), command=_train_command(f), size_hw=f.size_hw,
+                findings=shown, counts=f.counts, account=_account(f), classes=_class_table(f), kept=_kept_at(f),
+                sides=_SIDES, agreement=_agreement(f), groups=_proposed(f)[1], together=dict(names=names, rows=rows),
+                dull=same, dull_iou=iou, empty=sum(not s.pixels[1:255].any() for s in f.shots),
+                sizes=sizes.most_common(8), n_sizes=len(sizes), kinds=f.kinds.most_common(8), grey=_grey(f),
+                command=result.command, size_hw=f.size_hw,
                 look=[(as_text(s), _thumb(f, s)) for s in some], light=np.histogram(lights, 16, (0, 255))[0].tolist(),
                 sharp=np.histogram(np.log10([max(s.sharp, 1) for s in f.shots]), 16, (0, 5))[0].tolist())
+
+def _proposed(facts): return propose_groups([s.stem for s in facts.shots], [s.look for s in facts.shots])
+
+def _grey(facts): return sum(bool(np.ptp(s.color) < .5) for s in facts.shots)
 
 # %% ../nbs/lib/18_doctor.ipynb #e101167c
 @patch
 def write(self:Checkup)->Path: # the folder
-    "Write check.html and check.json."
+    "Write check.html, check.json, and a list of photos for each finding that has one."
     from jinja2 import Environment, PackageLoader
     page = Environment(loader=PackageLoader('seglab', '.'), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    with disk_errors(self.out):
-        write_text(Path(self.out)/'check.html', page.get_template('check.html.jinja').render(**_for_template(self)))
-        write_json(Path(self.out)/'check.json', self.to_dict())
-    return Path(self.out)
+    out, f = Path(self.facts.out), self.facts
+    with disk_errors(out):
+        shutil.rmtree(out/'found', ignore_errors=True)
+        (out/'found').mkdir()
+        for x in self.findings:
+            if 'photos' not in x.evidence: continue
+            write_text(out/'found'/f'{x.name}.txt', ''.join(f'{as_text(s)}\n' for s in x.evidence['photos']))
+        group, _ = _proposed(f)
+        with open(out/'found'/'groups.csv', 'w', newline='', encoding='utf-8') as file:
+            csv.writer(file).writerows((s.stem, group[i]) for i, s in enumerate(f.shots))
+        write_text(out/'check.html', page.get_template('check.html.jinja').render(**_for_template(self)))
+        write_json(out/'check.json', self.to_dict())
+    return out
 
 @patch
 def to_dict(self:Checkup)->dict: # what check.json holds
     "The findings and the numbers behind them."
     f = self.facts
-    return dict(source=f.source, photos=len(f.shots), size_hw=f.size_hw, counts=f.counts, codes=f.codes,
-                classes=_class_table(f),
-                findings=[x._asdict() for x in self.findings], command=_train_command(f), versions=versions('numpy'))
+    names, rows = _together(f)
+    return dict(source=f.source, photos=len(f.shots), splits=Counter(s.split for s in f.shots), size_hw=f.size_hw,
+                counts=f.counts, codes=f.codes, classes=_class_table(f), kept=_kept_at(f), agreement=_agreement(f),
+                together=dict(names=names, rows=rows), groups=_proposed(f)[1], kinds=f.kinds,
+                baseline=dict(zip(('says', 'mean_iou'), _always_the_same(f))),
+                findings=[x._asdict() for x in self.findings], command=self.command, versions=versions('numpy'))

@@ -54,7 +54,7 @@ def likeness(
 # %% ../nbs/lib/19_groups.ipynb #0a38e35c
 def near_pairs(
     looks:list,      # `Look` of each photo
-    most:int=6,      # at most so many of the 64 bits differ
+    most:int=8,      # at most so many of the 64 bits differ
     least:float=.95, # and the thumbnails correlate at least so much
 )->list: # pairs (i, j), i < j
     "Pairs of photos that are nearly the same."
@@ -64,9 +64,7 @@ def near_pairs(
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-3)
     for i in range(len(h) - 1):
         j = np.flatnonzero(np.bitwise_count(h[i + 1:] ^ h[i]) <= most) + i + 1
-        if not len(j): continue
-        same_light = np.abs(thumb[j] - thumb[i]).mean(1) < 12
-        pairs += [(i, k) for k in j[same_light & (unit[j] @ unit[i] >= least)].tolist()]
+        if len(j): pairs += [(i, k) for k in j[unit[j] @ unit[i] >= least].tolist()]
     return pairs
 
 # %% ../nbs/lib/19_groups.ipynb #d3a7c323
@@ -112,10 +110,16 @@ def film_frames(
     for (before, after), run in runs.items():
         if len(run) < 6: continue
         at = [i for _, i in sorted(run)]
-        alike = [likeness(looks[a], looks[b]) for a, b in zip(at, at[1:])]
-        if np.median(alike) > max(.75, np.quantile(_by_chance(looks, at), .9)):
-            out |= {i: before or after for i in at}
+        alike = np.array([likeness(looks[a], looks[b]) for a, b in zip(at, at[1:])])
+        least = max(.75, np.quantile(_by_chance(looks, at), .9))
+        if np.median(alike) > least: out |= {i: before or after for i in at}
+        else: out |= {i: names[at[a]] for a, b in _stretches(alike > least) for i in at[a:b + 1]}
     return out
+
+def _stretches(yes, least=5):
+    "(first, last + 1) of the places where at least so many in a row are true."
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], yes.astype(int), [0]])))
+    return [(a, b) for a, b in edges.reshape(-1, 2).tolist() if b - a >= least]
 
 def _by_chance(looks, at, n=200):
     "Likeness of photos that are not neighbours."

@@ -121,6 +121,55 @@ def plant(path, fault, n=80, seed=0):
     "A sample with one fault; the annotation file and the folder of photos."
     path = Path(shutil.copytree(_drawn(n, seed), path, dirs_exist_ok=True))
     coco = _read(path)
-    if fault: globals()[fault](path, coco, np.random.default_rng(seed))
+    if fault: (_FORMS[fault][0] if fault in _FORMS else globals()[fault])(path, coco, np.random.default_rng(seed))
     _write(path, coco)
     return path/'annotations'/'instances_sample.json', path/'sample'
+
+def copies(change, n=12):
+    def f(path, coco, rng):
+        for im in coco['images'][:n]: _copy(path, coco, im, f'{rng.integers(16**8):08x}z.jpg', change, rng)
+    f.__doc__ = "Copies that somebody has changed."
+    return f
+
+def shifted_part(dx, dy, part=1.):
+    def f(path, coco, rng):
+        _polygons(coco)
+        ids = {im['id'] for im in coco['images'][:int(part*len(coco['images']))]}
+        for a in coco['annotations']:
+            if a['image_id'] in ids: a['segmentation'] = [[v + (dx if i % 2 == 0 else dy) for i, v in enumerate(r)] for r in a['segmentation']]
+    f.__doc__ = "A part of the photos has its outlines shifted."
+    return f
+
+def some_boxes(every):
+    def f(path, coco, rng):
+        whole, coco['annotations'] = coco['annotations'], coco['annotations'][::every]
+        boxes(path, coco, rng)
+        coco['annotations'] = whole
+    f.__doc__ = "Every so many annotations is a box."
+    return f
+
+def jittered(every, by):
+    def f(path, coco, rng):
+        for k, a in enumerate(coco['annotations'][::every]):
+            x, y = rng.uniform(-by, by, 2)
+            coco['annotations'].append(dict(a, id=650000 + k, bbox=[a['bbox'][0] + x, a['bbox'][1] + y, *a['bbox'][2:]]))
+    f.__doc__ = "A second export, a little different."
+    return f
+
+def blurred(path, coco, rng):
+    "A tenth of the photos is out of focus."
+    for im in coco['images'][::10]: _save(path, im['file_name'], cv2.GaussianBlur(_photo(path, im), (0, 0), 5))
+
+def dusk(path, coco, rng):
+    "A tenth of the photos is dark, not black."
+    for im in coco['images'][::10]: _save(path, im['file_name'], (_photo(path, im)*.2).astype(np.uint8))
+
+_FORMS = {'brighter copies': (copies(lambda p: np.clip(p*1.25, 0, 255).astype(np.uint8)), 'near_duplicates_across_splits'),
+          'copies with less contrast': (copies(lambda p: p//2 + 40), 'near_duplicates_across_splits'),
+          'copies cut by a few pixels': (copies(lambda p: p[4:-4, 5:-5], 30), 'near_duplicates_across_splits'),
+          'shifted up': (shifted_part(0, -6), 'shifted_masks'), 'shifted far': (shifted_part(18, 14), 'shifted_masks'),
+          'a third is shifted': (shifted_part(-8, -9, .33), 'shifted_masks'), 'boxes in a quarter': (some_boxes(4), 'boxes_as_masks'),
+          'a jittered second export': (jittered(6, 1.5), 'duplicate_annotations'), 'out of focus': (blurred, 'blurred_photos'), 'dusk': (dusk, 'dark_photos')}
+VARIANTS = {k: name for k, (_, name) in _FORMS.items()}
+REAL = dict(coco343=['tiny_objects', 'rare_class_missing_in_val'],     # true of it: traffic lights of 4 pixels, and 12 classes of few photos
+            camvid=['frames_across_splits'])                           # three drives, split photo by photo
