@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2, numpy as np, PIL.Image
 import matplotlib.pyplot as plt
 import seglab
-from seglab.cli import demo
+from seglab.demo import demo
 from seglab.files import write_json
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'results'
@@ -21,13 +21,14 @@ def record_demo(out):
     demo(out)
     seconds = time.perf_counter() - start
     d = json.loads((out/'report/scores.json').read_text())
-    runs = {name: seglab.Run(out/'runs'/name) for name in d['models']}
+    runs = {name: [seglab.Run(p) for p in sorted((out/'runs').glob(f'{name}-*'))] for name in d['models']}
     counted = [sum(row) for row in d['models']['unet']['confusion_matrix']]
     kept = dict(models={name: dict(mean_iou=m['mean_iou'], low=m['mean_iou_interval'][0], high=m['mean_iou_interval'][1],
                                    parameters=m['cost']['parameters'], latency_ms=m['cost']['latency_ms'],
-                                   train_seconds=runs[name].config['finished']['seconds']) for name, m in d['models'].items()},
+                                   train_seconds=sum(r.config['finished']['seconds'] for r in runs[name]),
+                                   predictions=m['predictions']) for name, m in d['models'].items()},
                 background=dict(mean_iou=counted[0]/sum(counted)/len(counted)), verdict=d['verdicts'][0], size_hw=d['models']['unet']['cost']['size_hw'],
-                epochs=inspect.signature(demo).parameters['epochs'].default,
+                epochs=inspect.signature(demo).parameters['epochs'].default, seeds=inspect.signature(demo).parameters['seeds'].default,
                 images={k: int((seglab.Prepared(out/'processed').index.split == k).sum()) for k in ('train', 'val')},
                 device=d['models']['unet']['cost']['device'], date=d['date'][:10], seconds=seconds, load=round(load, 2), versions=d['versions'])
     RESULTS.mkdir(exist_ok=True)
@@ -61,7 +62,7 @@ def outlines(out, index, side):
 def typical(out, models, n):
     "Photos on which both models do about as well as on all of them: the picture shall not flatter."
     truths = {p.stem: read(p) for p in sorted((out/'report/truth').glob('*.png'))}
-    score = {s: np.array([iou(read(out/f'report/predictions/{m}/{s}.png'), t) for m in models]) for s, t in truths.items() if (t == 1).mean() > .08}
+    score = {s: np.array([iou(read(out/'report'/folder/f'{s}.png'), t) for folder in models.values()]) for s, t in truths.items() if (t == 1).mean() > .08}
     middle = np.median(list(score.values()), 0)
     return sorted(score, key=lambda s: np.abs(score[s] - middle).max())[:n]
 
@@ -72,7 +73,7 @@ def draw_row(axs, out, stem, rings, models, colors):
     for ring in rings:
         axs[0].fill(*ring.T, facecolor='none', edgecolor='white', lw=2.6)
         axs[0].fill(*ring.T, facecolor='none', edgecolor='#d81b60', lw=1.4)
-    masks = [truth] + [read(out/f'report/predictions/{m}/{stem}.png') for m in models]
+    masks = [truth] + [read(out/'report'/folder/f'{stem}.png') for folder in models.values()]
     for ax, mask, m in zip(axs[1:], masks, (None, *models)):
         ax.imshow(seglab.overlay(grey(photo), mask, alpha=.8, colors=colors))
         if m: ax.text(3, 4, f'IoU {iou(mask, truth):.2f}', fontsize=10, va='top', bbox=dict(facecolor='white', edgecolor='none', alpha=.85, pad=2))
@@ -95,7 +96,7 @@ def draw_verdict(ax, kept):
 
 def draw_demo(out, d, kept, n=2, path=RESULTS/'demo.png'):
     "The road: outlines, mask, two predictions, verdict."
-    models, index = list(d['models']), seglab.Prepared(out/'processed').index
+    models, index = {n: m['predictions'] for n, m in d['models'].items()}, seglab.Prepared(out/'processed').index
     stems, side = typical(out, models, n), kept['size_hw'][0]
     rings, colors = outlines(out, index, side), seglab.palette().copy()
     colors[1], colors[255] = (255, 96, 56), (250, 214, 90)

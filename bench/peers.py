@@ -160,8 +160,8 @@ def rare_first(size_hw, space, ds):
 # what is left out of 'auto', or put into it: name -> (change of the recipe, augmentation)
 PARTS = {'auto': (None, None),
          'a cosine down to 0': (lambda r: dict(schedule='cosine'), None),
-         'a cosine without the average': (lambda r: dict(schedule='cosine', ema=0.), None),
-         'without the average': (lambda r: dict(ema=0.), None),
+         'a cosine and a moving average': (lambda r: dict(schedule='cosine', ema=.97), None),
+         'with a moving average': (lambda r: dict(ema=.97), None),
          'one rate for all weights': (lambda r: dict(lr=max(r.lr.values())/2), None),
          'with decay of norms and biases': (lambda r: dict(decay_norms=True), None),
          'without clipping': (lambda r: dict(clip=0.), None),

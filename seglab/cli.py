@@ -340,7 +340,7 @@ def _do_prepare(**given):
     return prepare(one(annotations), one(images), **given)
 
 # %% ../nbs/lib/40_cli.ipynb #fb4704b8
-_PREPARE = 'aspect crowd overlap keep split groups balanced exif depth only_annotated window images_from'
+_PREPARE = 'aspect crowd overlap keep split groups exif depth only_annotated window images_from'
 
 @_verb('data+', {'doctor.check': 'out masks classes size_hw n_images workers', 'masks.prepare': _PREPARE},
        'seglab check data/raw/annotations/instances_val2017.json data/raw/val2017',

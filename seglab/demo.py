@@ -53,8 +53,8 @@ def _demo_photos(out, coco, n_images):
     return [annotations], [raw/'sample']
 
 # %% ../nbs/lib/41_demo.ipynb #a00bb3bf
-_SMALL = dict(unet=dict(encoder_name='resnet18', encoder_depth=4, decoder_channels=(128, 64, 32, 16)),
-              segformer=dict(drop_path_rate=0., variant='b0'))
+_SMALL = dict(unet=dict(encoder_name='tu-resnet18', encoder_depth=4, decoder_channels=(128, 64, 32, 16)),
+              segformer=dict(hidden_sizes=[32, 64, 160, 256], decoder_hidden_size=256, drop_path_rate=0.))
 
 def _demo_train(name, data, out, epochs, batch_size, weights, seeds):
     "All runs of one of the two models."
@@ -66,7 +66,8 @@ def _demo_train(name, data, out, epochs, batch_size, weights, seeds):
         torch.manual_seed(seed)
         kwargs = _SMALL[name] if weights is None else {}
         model = build_model(name, data.label_space, weights=weights, size_hw=size_hw, **kwargs)
-        runs.append(fit(model, data, epochs=epochs, batch_size=batch_size, out=Path(out)/'runs'/f'{name}-{seed}', seed=seed))
+        path = Path(out)/'runs'/f'{name}-{seed}'
+        runs.append(fit(model, data, epochs=epochs, batch_size=batch_size, out=path, seed=seed))
     return runs
 
 # %% ../nbs/lib/41_demo.ipynb #7edf9077
@@ -95,8 +96,8 @@ def demo(
                       size_hw=size_hw, n_images=n_images)
     print(prepared, '\n')
     data = load_data(out/'processed', classes)
-    runs = {name: stages(f'train {name}: {seeds} × {epochs:g} epochs', _demo_train, name, data, out, epochs, batch_size,
-                         weights, range(seeds)) for name in ('unet', 'segformer')}
+    runs = {name: stages(f'train {name}: {seeds} × {epochs:g} epochs', _demo_train, name, data, out, epochs,
+                         batch_size, weights, range(seeds)) for name in ('unet', 'segformer')}
     result = stages('compare: all on the same validation photos', compare, runs, out/'processed', out/'report')
     print(f"\n{_table(result, runs)}\n\n{result.verdicts[0]}\n\nreport: {out/'report'/'report.html'}")
     return result

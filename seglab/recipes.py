@@ -7,8 +7,7 @@ __all__ = ['Recipe', 'Situation', 'situation_of', 'auto_recipe', 'weight_groups'
 
 # %% ../nbs/lib/26_recipes.ipynb #cee38590
 import copy, fnmatch, math, time
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 # %% ../nbs/lib/26_recipes.ipynb #e386f60e
@@ -41,7 +40,7 @@ class Recipe:
     ema:float=0.             # decay of the moving average of the weights; 0: no average
     keep_best:str='loss'     # 'loss' or 'mean_iou'
     minutes:float|None=None  # the time that the epochs were made to fit; None: not timed
-    why:tuple[str,...]=()    # a sentence for each decision
+    why:dict[str,str]=field(default_factory=dict) # {what was decided: why}
 
     @property
     def training_args(self)->dict: # name -> value, without what is transformers' default in `fit`
@@ -54,7 +53,7 @@ class Recipe:
         lr = ', '.join(f'{k} {v:g}' for k, v in self.lr.items()) if isinstance(self.lr, dict) else f'{self.lr:g}'
         steps = f'{self.batch_size} photos' + (f' × {self.accumulate}' if self.accumulate > 1 else '')
         line = f'{self.name}: {self.epochs:g} epochs, {steps} a step, {self.loss}, lr {lr}, {self.schedule}'
-        return '\n'.join([line, *(f'  {w}' for w in self.why)])
+        return '\n'.join([line, *(f'  {w}' for w in self.why.values())])
 
 # %% ../nbs/lib/26_recipes.ipynb #eddb6bb6
 class Situation(NamedTuple):
@@ -112,11 +111,11 @@ def auto_recipe(
     found = situation_of(model, data, gpu)
     lr, why_lr = _rates(found)
     length, steps, why_length = _length(found)
-    ema = .999 if steps >= 4000 else .97
-    why = (why_length, why_lr + '; 5 % of the steps to warm up, then constant',
-           f'an average over the last {round(1/(1-ema))} steps or so is scored and kept')
-    return Recipe('auto', lr=lr, **length, schedule='constant_with_warmup', warmup=.05, decay_norms=False, clip=1., ema=ema,
-                  loss='ce+dice', keep_best='mean_iou', why=why)
+    long = steps >= 2000
+    schedule = 'a cosine down to 0, since the run is long' if long else 'a constant rate, since the run is short'
+    why = dict(epochs=why_length, lr=why_lr, schedule=f'5 % of the steps to warm up, then {schedule}')
+    return Recipe('auto', lr=lr, **length, schedule='cosine' if long else 'constant_with_warmup', warmup=.05,
+                  decay_norms=False, clip=1., loss='ce+dice', keep_best='mean_iou', why=why)
 
 # %% ../nbs/lib/26_recipes.ipynb #35b8d15c
 def weight_groups(

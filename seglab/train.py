@@ -240,7 +240,8 @@ def _overruled(plan, asked, optimizer, extra):
     "A recipe with what was asked for instead of what it says."
     if optimizer is not None: plan = replace(plan, lr=Recipe.lr, decay_norms=True)
     elif 'optim' in extra and isinstance(plan.lr, dict): plan = replace(plan, lr=min(plan.lr.values()))
-    return replace(plan, **{k: v for k, v in asked.items() if v is not None})
+    asked = {k: v for k, v in asked.items() if v is not None}
+    return replace(plan, **asked, why={k: v for k, v in plan.why.items() if k not in asked})
 
 def _timed(plan, minutes, asked, *given):
     "A recipe with as many epochs as fit into the time, unless it was timed before."
@@ -249,7 +250,8 @@ def _timed(plan, minutes, asked, *given):
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         raise mistake('minutes', minutes, 'a single process', 'Give epochs= instead.', 'several')
     epochs = epochs_in(minutes, plan, *given)
-    return replace(plan, minutes=minutes, epochs=epochs, why=(f'{epochs:g} epochs: {minutes:g} minutes', *plan.why[1:]))
+    why = plan.why | dict(epochs=f'{epochs:g} epochs: {minutes:g} minutes')
+    return replace(plan, minutes=minutes, epochs=epochs, why=why)
 
 # %% ../nbs/lib/25_train.ipynb #cf525119
 def _open_run(job, resume, about):

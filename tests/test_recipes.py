@@ -29,6 +29,7 @@ def test_the_default_is_auto_and_every_argument_wins(tmp_path):
     assert run.recipe.name == 'auto' and run.recipe.why and run.settings.lr == run.recipe.lr == 1e-3
     assert run.settings.training_args['lr_scheduler_type'] == 'constant_with_warmup' and run.settings.loss == 'ce+dice'
     asked = dict(epochs=2, lr=3e-4, batch_size=2, loss='ce', weight_decay=.2, keep_best='loss')
+    assert 'epochs' not in run.recipe.why and 'lr' in run.recipe.why                   # no reasons for what was asked for
     run = go(tmp_path/'b', **asked, max_grad_norm=.5, lr_scheduler_type='linear')
     assert {k: getattr(run.settings, k) for k in asked} == asked
     assert run.settings.training_args['max_grad_norm'] == .5 and run.settings.training_args['lr_scheduler_type'] == 'linear'
@@ -120,6 +121,11 @@ def test_lengths_make_sense(photos, gpu, side):
     if gpu: assert length['batch_size'] * side * side <= 16 << 18 or length['batch_size'] == 1
 
 
+def test_a_long_run_lets_its_rate_fall():
+    schedules = [auto_recipe(tiny(), (Stripes(300), Stripes(3)), gpu).schedule for gpu in (False, True)]
+    assert schedules == ['constant_with_warmup', 'cosine']
+
+
 def test_average_follows_its_formula():
     net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
     mean, want = averaged(net, .5), None
@@ -150,7 +156,7 @@ def test_minutes_become_epochs_once(tmp_path, monkeypatch):
     run = go(tmp_path/'r', minutes=2)
     again = go(tmp_path/'r', minutes=2)                                              # not timed again
     assert asked == [2] and run.settings.epochs == again.settings.epochs == 1.5 and again.recipe.minutes == 2
-    assert '2 minutes' in run.recipe.why[0]
+    assert '2 minutes' in run.recipe.why['epochs']
     with pytest.raises(UserError, match='minutes=2: expected minutes= or epochs='): go(tmp_path/'s', minutes=2, epochs=3)
     with pytest.raises(UserError, match='minutes=-1: expected a number above 0'): go(tmp_path/'t', minutes=-1)
 
@@ -165,5 +171,5 @@ def test_timing_changes_nothing(tmp_path):
 
 def test_a_recipe_prints_every_reason():
     recipe = auto_recipe(tiny(), DATA)
-    assert all(w in str(recipe) for w in recipe.why) and str(recipe).startswith('auto: ')
+    assert all(w in str(recipe) for w in recipe.why.values()) and str(recipe).startswith('auto: ')
     assert {f.name for f in fields(Recipe)} >= {'epochs', 'lr', 'batch_size', 'loss', 'weight_decay', 'keep_best'}
