@@ -1,5 +1,8 @@
 """Semantic segmentation from COCO annotations to an honest comparison of U-Net and SegFormer."""
 __version__ = "0.1.0"
+from warnings import filterwarnings as _filterwarnings
+
+_filterwarnings('ignore', message='IProgress not found')    # tqdm's, in a notebook without widgets: its bars are text then
 
 # The public names: the one list, in the order of the work. Each is loaded from its module on first use, so
 # `import seglab` loads neither torch nor numpy. All other names are reached through their modules (`seglab.raster`).
@@ -26,11 +29,17 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names.spl
 __all__ = sorted(_HOME)
 
 def _explain(obj):
-    "Add the comments of a function's parameters to its docstring: `help(seglab.fit)` and `seglab.fit?` show them."
+    """Add the comments of the parameters to the docstring of a function, of a class and of its public methods:
+    `help(seglab.fit)`, `seglab.fit?` and `run.load?` show them."""
+    from inspect import isclass, isfunction
     from fastcore.docments import docments
+    if isclass(obj):
+        for name, member in vars(obj).items():
+            func = getattr(member, '__func__', member)              # a class method's own function
+            if name[0] != '_' and isfunction(func): _explain(func)
     doc = obj.__doc__ or ''
     if '\n\nParameters' in doc: return obj
-    pars = {name: text for name, text in docments(obj).items() if name not in ('self', 'return') and text}
+    pars = {name: text for name, text in docments(obj).items() if name not in ('self', 'cls', 'return') and text}
     if pars: doc += '\n\nParameters\n' + '\n'.join(f'  {name}: {" ".join(text.split())}' for name, text in pars.items())
     obj.__doc__ = doc
     return obj

@@ -405,9 +405,7 @@ class ByEpoch(Dataset):
 # %% ../nbs/01_dataset.ipynb #027bad5a
 class CheckedCollate:
     "Stack samples into a batch, and check its labels and photos."
-    def __init__(self,
-        num_labels:int, # K, classes of the model
-    ):
+    def __init__(self, num_labels:int): # K, classes of the model
         self.num_labels = num_labels
 
     def __call__(self, items):
@@ -450,6 +448,10 @@ class SegData(NamedTuple):
     def label_space(self)->LabelSpace: # the same for both
         "The classes."
         return look_through(self.train).label_space
+
+    def show(self, n:int=4)->plt.Figure: # of n training photos, as a model sees them
+        "Some training photos, augmented, with their labels."
+        return show_batch(self.train, n=n)
 
 # %% ../nbs/01_dataset.ipynb #9c140a96
 @patch(cls_method=True)
@@ -528,8 +530,7 @@ def as_data(
 )->SegData|Dataset: # A pair, or one data set where `split` is given
     "Data in any form that `fit` and `compare` take, as data sets."
     what = "a prepared folder, or the pair (train, val) of data sets" + (", or one data set" if split else '')
-    pair = isinstance(data, (tuple, list))
-    folder = not isinstance(data, Dataset) and getattr(data, 'path', data)
+    pair, folder = isinstance(data, (tuple, list)), not isinstance(data, Dataset) and getattr(data, 'path', data)
     if isinstance(folder, (str, os.PathLike)):
         if split is None: return load_data(folder, classes or 'all', size_hw, seed)
         return SegDataset(folder, split, classes or 'all')

@@ -26,7 +26,7 @@ import numpy as np
 from .files import (
     as_text, folder_names, jsonable, md, md_table, number, write_atomic, write_csv, write_json, write_text)
 from .images import IGNORE, resize_image, resize_mask
-from .masks import palette
+from .masks import add_glyphs, palette
 from .metrics import FORMULA, confidence, nanmean
 from .intervals import spread
 from .answers import spoken_of
@@ -151,6 +151,7 @@ def show_iou(
     ax:plt.Axes=None, # where to draw
 )->plt.Axes: # a bar per class and model
     "IoU of each class with its interval, best first."
+    add_glyphs(''.join(comparison.label_space.names))
     ious = {n: np.array(list(e.scores['per_category_iou'].values())) for n, e in comparison.evaluations.items()}
     met = class_order(comparison)
     mean = nanmean(np.stack(list(ious.values()), -1))
@@ -190,6 +191,7 @@ def show_confusion(
     ax:plt.Axes=None, # where to draw
 )->plt.Axes: # rows truth, columns prediction, each row sums to 1
     "What each class was taken for."
+    add_glyphs(''.join(comparison.label_space.names))
     matrix, names = _merged(comparison.evaluations[name].matrix, comparison.label_space.names, most)
     share, size = matrix / matrix.sum(1, keepdims=True).clip(1), 1.7 + .28 * len(names)
     if ax is None: ax = plt.subplots(figsize=(size, size), layout='constrained')[1]

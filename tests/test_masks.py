@@ -7,7 +7,7 @@ import cv2, matplotlib, numpy as np, pytest
 
 from seglab.files import UserError
 from seglab.images import BACKGROUND, IGNORE
-from seglab.masks import (Prepared, colorize, legend, overlay, palette, picture_grid, prepare, show_image, show_mask,
+from seglab.masks import (Prepared, add_glyphs, colorize, legend, overlay, palette, picture_grid, prepare, show_image, show_mask,
                           show_predictions, split_of)
 from seglab.sample import SAMPLE_CATEGORIES, make_sample
 from support.faults import one_sentence
@@ -326,3 +326,19 @@ def test_numpy_numbers_are_numbers(sample, tmp_path):
 def test_masks_is_light():
     code = "import sys, seglab.masks; assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules), {'torch', 'pandas', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, '-c', code], check=True, env=dict(os.environ))
+
+@pytest.mark.filterwarnings('error')
+def test_names_in_any_script_have_glyphs(monkeypatch):
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    with plt.rc_context():
+        if add_glyphs('斑马') is None: pytest.skip('no font with Chinese characters is installed')
+        fig, ax = plt.subplots()
+        legend({1: '斑马', 2: '우산'}, ax)
+        show_image(np.zeros((4, 4, 3), np.uint8), ax, '写真')
+        fig.canvas.draw()                          # a glyph that is missing warns
+        plt.close(fig)
+    before = plt.rcParams['font.family']
+    monkeypatch.setattr(font_manager.fontManager, 'ttflist', [])
+    monkeypatch.setattr(font_manager, 'findSystemFonts', list)
+    assert add_glyphs('斑马') is None and add_glyphs('zebra') is None and plt.rcParams['font.family'] == before

@@ -7,7 +7,9 @@ nbdev processes the notebooks (API blocks, links between symbols), smalldocs ren
 import ast, json, re, shutil, subprocess, sys
 from html import unescape
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from latex2mathml.converter import convert
@@ -27,6 +29,12 @@ WEB_FONT = re.compile(r'@import url\([^)]*fonts\.googleapis\.com[^)]*\);?')
 MATH = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 KATEX = re.compile(r'<link[^>]*katex[^>]*>|<script[^>]*katex[^>]*></script>')
 SIGNATURE_LINK = re.compile(r'\[([^\]]*)\]\([^)]*\)')
+SIGNATURE = re.compile(r'^```python\n(.*?)^```\n+', re.M | re.S)
+API_NAME, API_WORDS = re.compile(r'^### (.+)$', re.M), re.compile(r'^\*(.+?)\*$', re.M | re.S)
+DEFINED = re.compile(r'^(?:async )?(?:def|class) (\w+)', re.M)
+PARAMETER = re.compile(r'^    \*{0,2}(\w+)[^#\n]*# (.+)$', re.M)
+CONTENTS = re.compile(r'<nav id="TOC"[^>]*>.*?(<ul>.*?)</nav>', re.S)
+LONGEST_OPEN = 25    # lines of source that a chapter shows without being asked
 
 def page_name(path): return path.with_name(NUMBER.sub('', path.name))
 
@@ -44,6 +52,31 @@ def is_noise(text):
     "Whether an API block says nothing to a reader: a private name, or a method whose words are Python's own."
     return '### ' in text and bool(PRIVATE_BLOCK.search(text) or INHERITED.search(text))
 
+def api_text(cell):
+    "The Markdown of a cell's API block; empty where it is none."
+    source = ''.join(cell['source'])
+    if not (cell.get('outputs') and source.lstrip().startswith('#|') and 'show_doc(' in source): return ''
+    return ''.join(''.join(o.get('data', {}).get('text/markdown', '')) for o in cell['outputs'])
+
+def say_once(cells, is_chapter):
+    """Show each signature once. A chapter is a lesson: it shows short source, and the API block above it keeps name and
+    words only. All other source is folded under the block that shows its signature."""
+    blocks = {name[1].replace('\\_', '_').rpartition('.')[2]: c for c in cells if (name := API_NAME.search(api_text(c)))}
+    for cell in cells:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] != 'code' or 'code-fold: show' not in source: continue
+        shown = [blocks[n] for n in DEFINED.findall(source) if n in blocks]
+        if not shown: continue
+        if not is_chapter or source.count('\n') > LONGEST_OPEN:
+            cell['source'] = source.replace('code-fold: show', 'code-fold: true', 1)
+            continue
+        for block in shown:
+            for out in block['outputs']: out['data']['text/markdown'] = SIGNATURE.sub('', ''.join(out['data']['text/markdown']), 1)
+
+def colab_link(path, cfg):
+    "The line that opens a chapter in Google Colab."
+    return f"[Open in Colab]({cfg.git_url.replace('//github.com/', '//colab.research.google.com/github/')}/blob/{cfg.branch}/{cfg.nbs_path.name}/{path.name}){{.colab}}"
+
 def mend_table(text):
     "Mark the columns of a DataFrame that hold words, so that they stand to the left and numbers to the right."
     rows = [re.findall(r'<t[dh]>(.*?)</t[dh]>', row, re.S) for row in text.split('<tr')[1:]]
@@ -56,10 +89,17 @@ def mend_table(text):
         out.append(re.sub(r'<(t[dh])>', lambda m: f'<{m[1]} class="words">' if next(at) in words else m[0], row))
     return '<tr'.join(out)
 
-def mend_notebook(path, depth, base):
-    "Rename-proof one processed notebook: relative links, no output-file, mended API blocks."
+def mend_page(path):
+    "Let a page of plain Markdown link to the renamed pages."
+    path.write_text(NOTEBOOK_LINK.sub(r'\1\2', path.read_text(encoding='utf-8')), encoding='utf-8')
+
+def mend_notebook(path, cache, cfg):
+    """Rename-proof one processed notebook: relative links, no output-file, mended API blocks, each signature once.
+    Returns its title, its HTML file and its public names."""
     nb = json.loads(path.read_text(encoding='utf-8'))
-    up = '../' * depth
+    depth = len(path.relative_to(cache).parts) - 1
+    up, base = '../' * depth, cfg.doc_host + cfg.doc_baseurl
+    is_chapter = not depth and NUMBER.match(path.name)
     for cell in nb['cells']:
         source = ''.join(cell['source'])
         if cell['cell_type'] == 'raw' or source.startswith('---'): source = re.sub(r'^output-file:.*\n', '', source, flags=re.M)
@@ -73,18 +113,67 @@ def mend_notebook(path, depth, base):
             if 'text/markdown' in data:
                 data['text/markdown'] = mend_api_block(''.join(data['text/markdown']), base).replace('@site/', up)
                 data.pop('text/plain', None)
+    href = page_name(path).relative_to(cache).with_suffix('.html').as_posix()
+    title = re.search(r'^title: (.+)$', ''.join(nb['cells'][0]['source']), re.M)
+    entries = api_entries(nb['cells'], href)
+    say_once(nb['cells'], is_chapter)
+    if is_chapter: nb['cells'].insert(1, dict(cell_type='markdown', id='colab', metadata={}, source=colab_link(path, cfg)))
     page_name(path).write_text(json.dumps(nb), encoding='utf-8')
     if page_name(path) != path: path.unlink()
+    return title[1].strip('\'"') if title else path.stem, href, entries
+
+class Entry(NamedTuple):
+    "A public name of one page."
+    page: str      # its HTML file
+    name: str      # as its heading says it
+    words: str     # its docstring
+    params: list   # (name, comment) of each parameter
+
+    @property
+    def href(self): return f"{self.page}#{self.name.lower()}"
+
+def api_entries(cells, page):
+    "The public names of one mended notebook."
+    out = []
+    for text in filter(None, map(api_text, cells)):
+        name, words, signature = API_NAME.search(text), API_WORDS.search(text), SIGNATURE.search(text)
+        if not name: continue
+        said = SIGNATURE_LINK.sub(r'\1', ' '.join(words[1].split())) if words else ''
+        out.append(Entry(page, name[1].replace('\\_', '_'), said, PARAMETER.findall(signature[1] if signature else '')))
+    return out
+
+def api_page(pages, handed_out):
+    "The index of all public names, in Markdown: what `import seglab` hands out, then every page's."
+    def rows(entries): return [f"| [`{e.name}`]({e.href}) | {e.words} |" for e in entries]
+    head = ['| | |', '|:---|:---|']
+    first = {e.name: e for _, _, found in pages for e in found if e.name in handed_out}
+    parts = ['---\ntitle: "All names"\ndescription: "Every public name with what it does, page by page. The search box knows their parameters too."\n---\n',
+             '## What `import seglab` hands out\n', *head, *rows(first[n] for n in sorted(first, key=str.casefold))]
+    for title, href, found in pages: parts += ['', f'## {title}', '', f'From [{title}]({href}).', '', *head, *rows(found)]
+    return '\n'.join(parts) + '\n'
+
+def add_parameters(site, pages, handed_out):
+    "Let the search box find a function by what its parameters say: 'learning rate' leads to `fit`."
+    file = site/'search.json'
+    found = json.loads(file.read_text(encoding='utf-8'))
+    for e in (e for _, _, found_there in pages for e in found_there if e.name in handed_out):
+        for name, comment in e.params:
+            found.append(dict(objectID=f'{e.href}@{name}', href=e.href, title=f'{e.name}({name}=…)', section=comment.partition(',')[0], text=f'{comment}. {e.words}'))
+    file.write_text(json.dumps(found, ensure_ascii=False), encoding='utf-8')
 
 def mend_configuration(cache):
-    "Let the sidebar point at the renamed pages."
+    "Let the sidebar point at the renamed pages, and at the index of names; the pages in its order."
     import yaml
     sidebar = cache/'sidebar.yml'
     cfg = yaml.safe_load(sidebar.read_text(encoding='utf-8'))
     for section in cfg['website']['sidebar']['contents']:
         for page in section['contents']:
             if '://' not in page['href']: page['href'] = page_name(Path(page['href'])).as_posix()
+    sections = cfg['website']['sidebar']['contents']
+    order = [Path(page['href']).with_suffix('.html').as_posix() for section in sections for page in section['contents']]
+    sections[0]['contents'].append(dict(href='api.qmd', text='All names'))
     sidebar.write_text(yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True), encoding='utf-8')
+    return order
 
 def mixed_cells(nbs):
     """Every cell that would run for the docs although only its imports are wanted, as (notebook, first line).
@@ -109,6 +198,17 @@ def keep_math_at_home(site):
     "Write formulas as MathML, which browsers draw themselves, so that no page fetches KaTeX."
     def drawn(m): return convert(unescape(m[2]), display='block' if m[1] == 'display' else 'inline')
     for page in site.rglob('*.html'): page.write_text(KATEX.sub('', MATH.sub(drawn, page.read_text(encoding='utf-8'))), encoding='utf-8')
+
+def add_phone_contents(site):
+    "Give a narrow screen the page's contents too: folded, above the text. The style sheet hides them on a wide one."
+    for page in site.rglob('*.html'):
+        text = page.read_text(encoding='utf-8')
+        found = CONTENTS.search(text)
+        if not found: continue
+        links = re.sub(r' (?:id|class|data-scroll-target)="[^"]*"', '', found[1])
+        folded = f'<details class="phone-contents"><summary>On this page</summary>{links}</details>'
+        at = text.index('</header>', text.index('id="title-block-header"')) + len('</header>')
+        page.write_text(text[:at] + folded + text[at:], encoding='utf-8')
 
 class Links(HTMLParser):
     "The ids and the links of one page."
@@ -146,15 +246,19 @@ def main():
     refresh_quarto_yml()
     _build_modidx()
     cache = proc_nbs(force=True)
-    base = cfg.doc_host + cfg.doc_baseurl
-    for path in sorted(cache.rglob('*.ipynb')): mend_notebook(path, len(path.relative_to(cache).parts) - 1, base)
-    mend_configuration(cache)
+    for path in sorted(cache.rglob('*.qmd')): mend_page(path)
+    order = mend_configuration(cache)
+    pages = sorted((mend_notebook(path, cache, cfg) for path in sorted(cache.rglob('*.ipynb'))), key=lambda p: order.index(p[1]) if p[1] in order else len(order))
+    pages, handed_out = [p for p in pages if p[2]], dir(import_module(cfg.lib_name))
+    (cache/'api.qmd').write_text(api_page(pages, handed_out), encoding='utf-8')
     done = subprocess.run([Path(sys.executable).with_name('smalldocs'), 'render', '--strict', str(cache)])
     if done.returncode: sys.exit('docs: smalldocs found the faults above')
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
     shutil.move(cache/cfg.doc_path.name, cfg.doc_path)
     keep_fonts_at_home(cfg.doc_path)
     keep_math_at_home(cfg.doc_path)
+    add_phone_contents(cfg.doc_path)
+    add_parameters(cfg.doc_path, pages, handed_out)
     bad = broken_links(cfg.doc_path.resolve())
     for page, link in bad: print(f'docs: {page}: broken link {link}', file=sys.stderr)
     if bad: sys.exit(f'docs: {len(bad)} broken links')

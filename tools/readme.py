@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Write README.md (and its pictures) from nbs/index.ipynb, after filling in the list of notebooks there and in the sidebar.
+"""Write README.md (and its pictures) from nbs/index.ipynb, after filling in the list of notebooks there and in the sidebar,
+and the project's address wherever it is said.
 
 With --check, only say whether all of them are in step.
 """
@@ -14,7 +15,7 @@ from nbdev.doclinks import NbdevLookup
 import house
 
 CALLOUT = re.compile(r'^:::\s*\{\.callout-(note|tip|warning|important|caution)\}\n(.*?)^:::\s*$', re.M | re.S)
-PAGE_LINK = re.compile(r'\]\((?=(?:lib/)?[\w-]+\.(?:ipynb|qmd)[)#])')
+PAGE_LINK = re.compile(r'\]\((?=(?:lib/|tasks/)?[\w-]+\.(?:ipynb|qmd)[)#])')
 NESTED_LINK = re.compile(r'\[([^\[\]]*)\[(`[^`\n]+`)\]\([^)]*\)([^\[\]]*)\]\(')
 NUMBER = re.compile(r'^\d+_')
 HIDDEN = ('hide', 'default_exp', 'export')
@@ -22,6 +23,7 @@ PICTURES = 'README_files'
 LISTING = re.compile(r'(<!-- house -->\n).*?(<!-- /house -->)', re.S)
 SEQUENCE = ('masks dataset unet segformer compare files images names raster coco photos paint packed groups bulk labels own sample fetch doctor '
             'model zoo losses runs recipes trainer train tiles nets card metrics intervals answers costs plan report share cli').split()
+TASKS = 'coco masks large rare better ship'.split()
 BANDS = {'': 'The story', '1': 'Toolbox: data', '2': 'Toolbox: models and training', '3': 'Toolbox: judging and sharing', '4': 'Toolbox: the shell'}
 
 def bands(nbs):
@@ -42,9 +44,9 @@ def listing(nbs):
         parts.append(('' if not parts else f'**{band}**\n\n') + '\n'.join(rows))
     return '\n\n'.join(parts) + '\n'
 
-def fill_listing(path, nbs):
+def fill_listing(path, nbs, text=None):
     "The front page's notebook with the listing filled in, as JSON text."
-    text = path.read_text(encoding='utf-8')
+    text = text or path.read_text(encoding='utf-8')
     nb = json.loads(text)
     for cell in nb['cells']:
         source = ''.join(cell['source'])
@@ -53,15 +55,31 @@ def fill_listing(path, nbs):
             return json.dumps(nb, indent=1, ensure_ascii=False) + '\n'
     return text
 
+def page_title(path):
+    "What a page of Markdown or a notebook is called."
+    if path.suffix == '.ipynb': return house.title(path)[0]
+    return re.search(r'^title: "(.+)"$', path.read_text(encoding='utf-8'), re.M)[1]
+
 def sidebar(nbs):
-    "The site's sidebar: first what is fixed, then the notebooks in bands, then the project's pages."
+    """The site's sidebar: what seglab is, a page for each task, the notebooks in bands, the project's pages; and the
+    navigation bar's link to the source."""
     entry = lambda href, text: f'          - href: {href}\n            text: {json.dumps(text, ensure_ascii=False)}\n'
     section = lambda name, pages: f'      - section: {json.dumps(name)}\n        contents:\n' + ''.join(entry(*p) for p in pages)
     middle = [section(band, [(p.relative_to(nbs).as_posix(), house.title(p)[0]) for p in paths]) for band, paths in bands(nbs).items()]
-    project = [(p.name, t) for p, t in ((nbs/'speed.ipynb', 'How fast, and why'), (nbs/'scale.qmd', 'Several GPUs and machines')) if p.exists()]
-    git = get_config().git_url
+    git, fixed = get_config().git_url, lambda *names: [(n, page_title(nbs/n)) for n in names if (nbs/n).exists()]
+    start = section('Start here', [('index.ipynb', 'What seglab is'), *fixed('gallery.ipynb', 'glossary.qmd')])
+    tasks = fixed(*(f'tasks/{name}.qmd' for name in TASKS))
+    project = fixed('speed.ipynb', 'scale.qmd')
     project += [(f'{git}/blob/main/{name}.md', text) for name, text in (('CONTRIBUTING', 'Contributing'), ('CHANGELOG', 'Changes'))]
-    return 'website:\n  sidebar:\n    contents:\n' + section('Start here', [('index.ipynb', 'What seglab is')]) + ''.join(middle) + section('Project', project)
+    navbar = f'website:\n  navbar:\n    right:\n      - icon: github\n        text: GitHub\n        href: {git}\n        aria-label: The source on GitHub\n'
+    return (navbar + '  sidebar:\n    contents:\n' + start + (section('By task', tasks) if tasks else '')
+            + ''.join(middle) + section('Project', project))
+
+def addressed(cfg):
+    "What says the project's address, with the address of settings.ini: {path: text}, of those that differ."
+    there = re.compile(rf'https://github\.com/[\w.-]+/{cfg.repo}\b')
+    said = {p: p.read_text(encoding='utf-8') for p in [cfg.config_path/'CITATION.cff', *house.notebooks(cfg.nbs_path)] if p.exists()}
+    return {p: new for p, text in said.items() if (new := there.sub(cfg.git_url, text)) != text}
 
 def linked(link):
     "A linker of symbols that leaves those alone which are links already."
@@ -132,10 +150,11 @@ def render(nb, link=lambda s: s):
 def main(check=False):
     cfg = get_config()
     root, front = cfg.config_path, cfg.nbs_path/cfg.readme_nb
-    filled, bar = fill_listing(front, cfg.nbs_path), sidebar(cfg.nbs_path)
+    moved = addressed(cfg)
+    filled, bar = fill_listing(front, cfg.nbs_path, moved.get(front)), sidebar(cfg.nbs_path)
     text, pictures = render(dict2nb(json.loads(filled)), linked(NbdevLookup().linkify))
     relative = lambda p: p.relative_to(root).as_posix()
-    wanted = {'README.md': text.encode(), relative(front): filled.encode(), relative(cfg.nbs_path/'sidebar.yml'): bar.encode(), **pictures}
+    wanted = {**{relative(p): t.encode() for p, t in moved.items()}, 'README.md': text.encode(), relative(front): filled.encode(), relative(cfg.nbs_path/'sidebar.yml'): bar.encode(), **pictures}
     there = {relative(p) for p in (root/PICTURES).glob('*')} | {'README.md'}
     stale = sorted(name for name in wanted.keys() | there
                    if name not in wanted or not (root/name).exists() or (root/name).read_bytes() != wanted[name])
