@@ -94,7 +94,8 @@ def by_recipe(
     for m in models:
         name = re.fullmatch(r'(.+)-\d+', Path(m).name)
         families.setdefault((Path(m).parent, name[1]) if name and Path(m, 'config.json').is_file() else (m,), []).append(m)
-    whole = {k: ms for k, ms in families.items() if len(k) == 2 and len(ms) > 1 and len(set(map(_but_for_the_seed, ms))) == 1}
+    whole = {k: ms for k, ms in families.items()
+             if len(k) == 2 and len(ms) > 1 and len(set(map(_but_for_the_seed, ms))) == 1}
     if not whole: return models
     alone = [m for k, ms in families.items() if k not in whole for m in ms]
     entries = {k[1]: ms for k, ms in whole.items()} | (named_models(alone) if alone else {})
