@@ -76,12 +76,18 @@ def _of_prepared(folder, files, source, n_images, workers, show):
     "Facts of a prepared folder; files: the annotation files it came from."
     p = Prepared(folder)
     index = p.index if n_images is None else p.index[:n_images]
+    try: sizes = list(zip(map(int, index['height']), map(int, index['width'])))
+    except (KeyError, ValueError):
+        wanted = 'height and width of each photo'
+        raise mistake('index.csv', as_text(p.path.name), wanted, 'Prepare it again.') from None
     there = {f.stem: f for f in (p.path/'images').iterdir()}
+    if lost := [s for s in index['stem'] if s not in there]:
+        raise mistake('index.csv', as_text(lost[0]), 'names of photos in images/', 'Prepare the folder again.')
     def pair(stem): return read_image(there[stem]), read_mask(p.path/'masks'/f'{stem}.png')
     groups = index['group'].astype(str) if 'group' in index else [''] * len(index)
-    jobs = [dict(stem=r.stem, split=r.split, group=g, size_hw=(int(r.height), int(r.width)))
-            for r, g in zip(index.itertuples(), groups)]
-    boxes = read_boxes(files, dict(zip(index['file_name'], index['stem'])),
+    jobs = [dict(stem=r.stem, split=r.split, group=g, size_hw=hw)
+            for r, g, hw in zip(index.itertuples(), groups, sizes)]
+    boxes = read_boxes(files, dict(zip(index.get('file_name', index['stem']), index['stem'])),
                        {c.get('category_id', c['id']): c['id'] for c in p.classes})
     size = p.settings.get('size_hw')
     return Facts(_measure(jobs, pair, workers, show), {c['id']: c['name'] for c in p.classes}, size and tuple(size),

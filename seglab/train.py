@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import fields, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
+from numbers import Integral, Real
 from pathlib import Path
 
 # %% ../nbs/lib/25_train.ipynb #23159cf4
@@ -179,13 +180,18 @@ def _training_args(path, recipe, report_to, workers, **more):
 # %% ../nbs/lib/25_train.ipynb #18ab6812
 def _check_numbers(epochs, lr, batch_size, patience, **choices):
     "Refuse what no run can follow."
-    def above_0(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) and x > 0
+    def above_0(x): return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) and x > 0
+    def whole(x, least, most=2**31): return isinstance(x, Integral) and not isinstance(x, bool) and least <= x < most
     rates = lr.values() if isinstance(lr, dict) and lr else [lr]
     if not above_0(epochs): raise mistake('epochs', epochs, 'a finite number above 0')
     if not all(map(above_0, rates)): raise mistake('lr', lr, 'a finite number above 0, or such numbers by pattern')
-    if not above_0(batch_size) or batch_size != int(batch_size):
-        raise mistake('batch_size', batch_size, 'a whole number above 0')
-    if patience is not None and not above_0(patience): raise mistake('patience', patience, 'a number above 0, or None')
+    if not whole(batch_size, 1): raise mistake('batch_size', batch_size, 'a whole number above 0')
+    if patience is not None and not whole(patience, 1):
+        raise mistake('patience', patience, 'a whole number above 0, or None')
+    if not whole(choices['seed'], 0, 2**32):
+        raise mistake('seed', choices['seed'], 'a whole number from 0 to 2**32 - 1')
+    for k in ('workers', 'pictures'):
+        if choices[k] is not None and not whole(choices[k], 0): raise mistake(k, choices[k], 'a whole number from 0')
     keep_best, resume = choices['keep_best'], choices['resume']
     if keep_best not in ('loss', 'mean_iou'): raise mistake('keep_best', keep_best, "'loss' or 'mean_iou'")
     if not isinstance(resume, bool):
@@ -197,7 +203,8 @@ def _check_numbers(epochs, lr, batch_size, patience, **choices):
 def _trackers(report_to):
     "Names of the trackers to report to."
     off = {'none', *(['wandb'] if os.environ.get('WANDB_MODE') == 'disabled' else [])}
-    names = [t for t in ([report_to] if isinstance(report_to, str) else report_to or []) if t not in off]
+    given = [report_to] if isinstance(report_to, str) or not hasattr(report_to or [], '__iter__') else report_to or []
+    names = [t for t in given if t not in off]
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     for t in names:
         if t not in ('all', *INTEGRATION_TO_CALLBACK):
@@ -362,7 +369,8 @@ def fit(
     **training_args, # any other of transformers' TrainingArguments
 )->Run: # the run's folder, read back
     "Train a model, keep its best weights, and write everything down."
-    _check_numbers(epochs, lr, batch_size, patience, keep_best=keep_best, resume=resume, optimizer=optimizer)
+    _check_numbers(epochs, lr, batch_size, patience, keep_best=keep_best, resume=resume, optimizer=optimizer,
+                   seed=seed, workers=workers, pictures=pictures)
     model, trackers = _as_model(model, seed), _trackers(report_to)
     _check_extra(training_args, model.net, optimizer)
     path = Path(out) if out is not None else Path('runs')/_folder_name(name, model)
@@ -376,10 +384,12 @@ def fit(
             class_weights=class_weights, weight_decay=weight_decay, keep_best=keep_best, patience=patience,
             precision=_precision(precision, path, resume, training_args.get('use_cpu')),
             optimizer=_described(optimizer), training_args=training_args,
+            callbacks=[f'{type(c).__name__} {fingerprint(type(c))[0]}' for c in callbacks or ()],
             processes=int(os.environ.get('WORLD_SIZE', 1)))
         args = _training_args(path, recipe, trackers, workers, run_name=name or path.name, project=project)
         job = Job(path, model, data, loss, recipe, EpochLines(progress and _is_first()), pictures, keep)
-        about = _about(job, args, notes + _scale_note(data))
+        notes += ['of callbacks the classes were compared, not their values'] * bool(callbacks) + _scale_note(data)
+        about = _about(job, args, notes)
         with _held(job, args, resume, about) as config:
             if config.get('finished'): _say_finished(job)
             else:
