@@ -348,7 +348,7 @@ def as_sample(
         x, y = (torch.as_tensor(np.array(v) if hasattr(v, 'convert') else v) for v in (x, y))  # PIL images are copied
     if y.ndim != 2:
         raise LabelError(str(mistake('labels', tuple(y.shape), '(H,W), one class index a pixel',
-                                     'labels[0] drops a leading 1; labels.argmax(0) undoes one-hot.')), 'shape')
+                                     'Squeeze a channel of 1, or take argmax over one-hot channels.')), 'shape')
     if x.ndim == 3 == x.shape[0]: return x, y
     if x.ndim == 2: x = x[None]                                                       # (1,H,W)
     if x.ndim == 3 and x.shape[:2] == y.shape[-2:] != x.shape[1:]: x = x.permute(2, 0, 1)  # (H,W,C) -> (C,H,W)
