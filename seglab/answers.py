@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['named_models', 'single_runs', 'gathered', 'mean_history', 'by_recipe', 'scored_data', 'photo_facts', 'name_conflicts',
-           'same_table', 'label_mapping', 'common_classes', 'common_ground', 'worker_errors', 'renamed',
+           'same_table', 'label_mapping', 'own_mapping', 'common_classes', 'common_ground', 'worker_errors',
            'photo_answers', 'run_facts', 'caveats', 'command_line', 'scoring_notes', 'same_masks', 'SeveralRuns',
            'as_one', 'runs_of', 'spoken_of', 'report_folder', 'adopt_masks', 'check_masks_apart']
 
@@ -25,7 +25,7 @@ from .images import IGNORE, LabelError, read_mask, write_mask
 from .labels import check_labels
 from .own import as_sample, look_through, make_loader
 from .dataset import LabelSpace, as_data
-from .metrics import Calibration, argmax, confidence, nanmean
+from .metrics import Calibration, argmax, confidence, nanmean, renamed
 from .nets import count_parameters
 from .runs import Run, duration
 
@@ -183,6 +183,13 @@ def _no_counterpart(lost, target, conflicts):
                      "class or None for each.")
 
 # %% ../nbs/lib/35_answers.ipynb #1f81b205
+def own_mapping(
+    mapping:dict, # {class: class or None}, or None
+    space:LabelSpace, # a model's
+)->dict: # the entries that speak of its classes
+    "A model's part of a mapping that several share."
+    return {n: v for n, v in (mapping or {}).items() if n in space.names}
+
 def common_classes(
     spaces:dict, # {name: `LabelSpace`}, the data's first where it has one
     mapping:dict=None, # {source class: target class or None}, for the models
@@ -206,6 +213,12 @@ def common_ground(
     mapping:dict=None, # {source class: target class or None}
 )->tuple: # the data set, the label space to score in
     "Photos and classes on which all models can be scored."
+    if mapping is not None and not isinstance(mapping, dict):
+        raise mistake('mapping', mapping, "a dict {the model's class: the class it is scored as, or None}")
+    known = list(dict.fromkeys(n for s in spaces.values() for n in s.names))
+    if lost := [n for n in mapping or {} if n not in known]:
+        raise mistake('mapping', lost[0], f'classes that exist{did_you_mean(str(lost[0]), known)}',
+                      f"There are {', '.join(known[:8])}.")
     folder = isinstance(getattr(data, 'path', data), (str, os.PathLike)) and not hasattr(data, '__getitem__')
     if folder and classes is None:
         own = scored_data(data, split, 'all')
@@ -269,23 +282,33 @@ def _loaded(loader):
 # %% ../nbs/lib/35_answers.ipynb #ef1fda3e
 _LOGITS = 1 << 30
 
-def renamed(
-    logits:torch.Tensor, # (1,K,H,W) float
-    mapping:np.ndarray, # (K,) the class that each becomes, 255: none
-    num_labels:int, # K of the target
-)->torch.Tensor: # (1,K of the target,H,W) float32, log-probabilities
-    "Logits of one label space in another: probabilities of classes that become one are added."
-    kept = torch.as_tensor(np.flatnonzero(mapping != IGNORE), device=logits.device)
-    into = torch.as_tensor(mapping, dtype=torch.int64, device=logits.device)[kept]
-    out = torch.zeros(len(logits), num_labels, *logits.shape[-2:], device=logits.device)
-    return out.index_add_(1, into, logits[:, kept].float().softmax(1)).log_()
+def _pieces(model, images, size_hw):
+    "The logits behind an answer: (photo, rows, columns, logits (1,K,h,w), (H, W) of the piece)."
+    tiled = bool(model.tile) and max(images.shape[-2:]) > model.tile
+    if tiled and tuple(images.shape[-2:]) == tuple(size_hw):
+        for i, photo in enumerate(images):
+            for top, left, block in model.predict_blocks(photo):
+                h, w = block.shape[1:]
+                yield i, slice(top, top + h), slice(left, left + w), block[None], (h, w)
+        return
+    logits = model.predict_batch(images) if tiled else model.photo_logits(images)
+    for i in range(len(images)): yield i, slice(None), slice(None), logits[i:i+1], size_hw
+
+def _answer(logits, mapping, size_hw):
+    "The most likely class and its probability, (1,H,W) each."
+    if mapping is not None: return renamed(logits, mapping, size_hw)
+    pred, top = argmax(logits, size_hw, with_top=True)
+    return pred, confidence(logits, size_hw, top)
+
+def _no_number(model, stem):
+    return mistake('model', as_text(model.name), 'finite logits', 'Look for broken weights.',
+                   f'NaN or infinity for photo {as_text(stem)!r}')
 
 # %% ../nbs/lib/35_answers.ipynb #ef4e92e3
 def photo_answers(
     model, # `Segmenter`, in evaluation mode on its device
     ds:Dataset, # photos with labels
     stems:list, # names of the photos to answer, in the data set's order
-    num_labels:int, # classes to answer in
     truth_map:np.ndarray, # (labels of the data,) uint8, the class that each becomes; 255 stays 255
     mapping:np.ndarray=None, # (K,) the class that each of the model's becomes; None: the same
     batch_size:int=8, # photos a step
@@ -296,6 +319,7 @@ def photo_answers(
     table = np.full(256, IGNORE, np.uint8)
     table[:len(truth_map)] = truth_map
     loader = make_loader(_Scored(ds, stems, len(truth_map)), workers, batch_size=batch_size, collate_fn=_as_list)
+    first = 0
     for samples in _loaded(loader):
         sizes = [tuple(y.shape) for _, y in samples]
         done = {}
@@ -304,13 +328,16 @@ def photo_answers(
             room = max(1, _LOGITS // (4 * model.num_labels * size[0] * size[1]))
             for some in (at[i:i+room] for i in range(0, len(at), room)):
                 images = torch.stack([samples[i][0] for i in some]).to(model.device)
-                for i, logits in zip(some, model.predict_batch(images, size)):
-                    logits = logits[None] if mapping is None else renamed(logits[None], mapping, num_labels)
-                    truth, pred = table[samples[i][1]], argmax(logits)
-                    if calibration is not None: calibration.update(pred, confidence(logits), truth[None])
-                    done[i] = pred[0].to(torch.uint8).cpu().numpy(), truth
-                del logits
+                for n, rows, cols, logits, hw in _pieces(model, images, size):
+                    i = some[n]
+                    if i not in done: done[i] = np.empty(size, np.uint8), table[samples[i][1]]
+                    pred, sure = _answer(logits, mapping, hw)
+                    if sure.isnan().any(): raise _no_number(model, stems[first + i])
+                    if calibration is not None: calibration.update(pred, sure, done[i][1][rows, cols][None])
+                    done[i][0][rows, cols] = pred[0].cpu().numpy()
+                    del logits
         yield from (done[i] for i in range(len(samples)))
+        first += len(samples)
 
 # %% ../nbs/lib/35_answers.ipynb #83574362
 def run_facts(

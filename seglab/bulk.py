@@ -20,7 +20,8 @@ import msgspec
 
 # %% ../nbs/lib/14_bulk.ipynb #ca27870b
 from .files import (
-    as_text, cores, disk_errors, growing, hide_script, jsonable, mistake, only_me, progress_bar, sweep, versions,
+    as_text, cores, disk_errors, growing, hide_script, jsonable, mistake, only_me, progress_bar, read_csv, sweep,
+    versions,
     write_csv, write_json)
 from .images import BACKGROUND, BadImage, MAX_PIXELS, read_image_bytes
 from .coco import Annotation, CODES, id_order, noted, orphan_verdict
@@ -95,8 +96,9 @@ def _is_whole(out, info):
     if info['settings']['pack']:
         return all((out/f).is_file() and (out/f).stat().st_size == 128 + n*math.prod(size)*c for f,
                    c in (('images.npy', 3), ('masks.npy', 1)))
-    with open(out/'index.csv', newline='', encoding='utf-8') as f:
-        files = _files_of(out, [r['stem'] for r in csv.DictReader(f)])
+    index = read_csv(out/'index.csv', 'stem')
+    if 'stem' not in index: return False
+    files = _files_of(out, list(index['stem']))
     if None in files.values(): return False
     if _digest_of(files) != info.get('files'):
         raise mistake('out', out.name, 'the files that prepare has written',

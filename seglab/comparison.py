@@ -37,7 +37,7 @@ from .model import Segmenter
 from .intervals import draw_runs, interval, joined, rows_by_class, seed_spread, spread, widening
 from .answers import (
     adopt_masks, as_one, caveats, check_masks_apart, command_line, common_ground, gathered, label_mapping,
-    mean_history, named_models, photo_answers, photo_facts, report_folder, run_facts, runs_of, same_masks,
+    mean_history, named_models, own_mapping, photo_answers, photo_facts, report_folder, run_facts, runs_of, same_masks,
     scored_data, scoring_notes, single_runs, spoken_of, worker_errors)
 from .costs import measure_costs
 from .report import show_confusion, show_curves, show_iou, show_photos, show_reliability, write_report
@@ -275,8 +275,8 @@ def evaluate(
     same = model.label_space.names == space.names and not mapping
     where = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     with worker_errors(), evaluating(model, where) as net:
-        answers = photo_answers(net, ds, stems, space.num_labels, truth_map, None if same else into, batch_size,
-                                workers, result.calibration)
+        answers = photo_answers(net, ds, stems, truth_map, None if same else into, batch_size, workers,
+                                result.calibration)
         bar = progress_bar(stems, desc=result.name, unit='photo', show=progress)
         for i, (stem, (pred, truth)) in enumerate(zip(bar, answers)):
             result.add(stem, pred, truth, groups and groups[i])
@@ -530,13 +530,13 @@ def compare(
     keep = None if out else tempfile.TemporaryDirectory(prefix='seglab-')
     home, found = Path(out or keep.name), {}
     check_masks_apart(done, home)
-    how = dict(classes=space, mapping=mapping, batch_size=batch_size, workers=workers, device=device, n_images=n_images,
-               progress=progress)
+    how = dict(classes=space, batch_size=batch_size, workers=workers, device=device, n_images=n_images)
     with disk_errors(home), report_folder(home):
         for n, folder in folder_names(given).items():
             truth = None if any(e.truth_folder for e in found.values()) else home/'truth'
             to = dict(out=home/'predictions'/folder, truth_out=truth)
-            if n in nets: found[n] = evaluate(nets[n], ds, name=n, **to, **how)
+            part = own_mapping(mapping, nets[n].label_space) if n in nets else None
+            if n in nets: found[n] = evaluate(nets[n], ds, name=n, mapping=part, progress=progress, **to, **how)
             else: adopt_masks(done[n], home, folder); found[n] = done[n]
         result = Comparison({n: [found[r] for r in runs] for n, runs in members.items()}, n_boot, seed, confidence)
         recipes, histories = gathered(recipes, members), mean_history(histories, members)

@@ -272,7 +272,7 @@ def __getitem__(self:SegDataset,
     image, labels = self.raw(i)
     if self.tfms is not None:
         if get_worker_info() is not None and cv2.getNumThreads() > 1: cv2.setNumThreads(0)
-        image, labels = augment(self.tfms, image, labels, (self.seed, self.epoch, i % len(self)))
+        image, labels = augment(self.tfms, image, labels, (self.seed, self.epoch, int(i) % len(self)))
     return dict(pixel_values=torch.from_numpy(np.ascontiguousarray(image)).permute(2,0,1), # (3,H,W)
                 labels=torch.from_numpy(np.ascontiguousarray(labels)))                     # (H,W)
 

@@ -121,12 +121,18 @@ def _of_prepared(folder, files, roots, home, n_images, workers, show):
     index = p.index if n_images is None else p.index[:n_images]
     arrays, where = open_packed(p.path, p.index['stem']), {s: i for i, s in enumerate(p.index['stem'])}
     there = {f.stem: f for f in (p.path/'images').iterdir()} if arrays is None else {}
+    if arrays is None and (lost := [s for s in index['stem'] if s not in there]):
+        raise mistake('index.csv', as_text(lost[0]), 'names of photos in images/', 'Prepare the folder again.')
+    try: sizes = list(zip(map(int, index['height']), map(int, index['width'])))
+    except (KeyError, ValueError):
+        wanted = 'height and width of each photo'
+        raise mistake('index.csv', as_text(p.path.name), wanted, 'Prepare it again.') from None
     def pair(stem):
         if arrays is not None: return arrays[0][where[stem]].copy(), arrays[1][where[stem]].copy()
         return read_image(there[stem]), read_mask(p.path/'masks'/f'{stem}.png')
     groups = index['group'].astype(str) if 'group' in index else [''] * len(index)
-    jobs = [dict(stem=r.stem, split=r.split, group=g, size_hw=(int(r.height), int(r.width)))
-            for r, g in zip(index.itertuples(), groups)]
+    jobs = [dict(stem=r.stem, split=r.split, group=g, size_hw=hw)
+            for r, g, hw in zip(index.itertuples(), groups, sizes)]
     values = {c.get('category_id', c['id']): c['id'] for c in p.classes}
     boxes, by_id = read_boxes(files, dict(zip(index['file_name'], index['stem'])), values,
                               p.settings['crowd'] == 'paint')

@@ -59,7 +59,11 @@ def _foreign(func):
     "Any callable(logits, labels) that gives a mean."
     def term(logits, labels, valid, weight):
         if not valid.any(): return logits.sum() * 0, valid.sum()
-        return func(logits, labels) * valid.sum(), valid.sum()
+        mean = func(logits, labels)
+        if not isinstance(mean, torch.Tensor) or mean.numel() != 1:
+            got = f"{type(mean).__name__} {tuple(getattr(mean, 'shape', ()))}"
+            raise mistake('loss', _name(func), 'one number, the mean over the pixels, as a tensor', got=got)
+        return mean.reshape(()) * valid.sum(), valid.sum()
     return term
 
 _TERMS = dict(ce=_ce, dice=_dice, focal=_focal, lovasz=_lovasz)

@@ -177,12 +177,22 @@ def picture_grid(
 
 # %% ../nbs/00_masks.ipynb #5d0e001f
 class _Settings(msgspec.Struct):
-    size_hw: list[int] | None
+    size_hw: tuple[int, int] | None
     pack: bool = False
 
+class _Annotations(msgspec.Struct):
+    total: int
+    used: int
+    repaired: int
+    dropped: int
+
+class _Images(msgspec.Struct):
+    total: int
+    written: int
+
 class _Counts(msgspec.Struct):
-    annotations: dict[str, int]
-    images: dict[str, int]
+    annotations: _Annotations
+    images: _Images
     splits: dict[str, int]
 
 # %% ../nbs/00_masks.ipynb #5d0e0032

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMULA', 'argmax', 'confusion_matrix', 'nanmean', 'scores', 'baseline_iou', 'boundary_width', 'boundary_counts',
-           'boundary_iou', 'confidence', 'Calibration']
+           'boundary_iou', 'planes', 'confidence', 'renamed', 'Calibration']
 
 # %% ../nbs/lib/30_metrics.ipynb #547bfef3
 import cv2
@@ -56,7 +56,8 @@ def _is_byte(t):
 def argmax(
     logits:torch.Tensor, # (B,K,h,w) float
     size_hw:tuple=None, # (H, W) that the logits are enlarged to first, bilinear; None: (h, w)
-)->torch.Tensor: # (B,H,W) uint8, the most likely class; int64 beyond 256 classes
+    with_top:bool=False, # the largest logits too, (B,H,W)?
+)->torch.Tensor|tuple: # (B,H,W) uint8, the most likely class; int64 beyond 256 classes
     "The most likely class, one plane at a time where that is faster or saves memory."
     B, K = logits.shape[:2]
     h, w = size_hw = tuple(size_hw or logits.shape[-2:])
@@ -64,15 +65,18 @@ def argmax(
     resize = (lambda x: x) if same else (lambda x: F.interpolate(x, size_hw, mode='bilinear', align_corners=False))
     roomy = logits.device.type != 'cpu' and B * K * h * w < 1 << 28
     if roomy or K > 256 or same and logits.stride(1) == 1:
-        return resize(logits).argmax(1).to(torch.uint8 if K <= 256 else torch.int64)
+        top, out = resize(logits).max(1) if with_top else (None, resize(logits).argmax(1))
+        out = out.to(torch.uint8 if K <= 256 else torch.int64)
+        return (out, top) if with_top else out
     out = torch.zeros(B, h, w, dtype=torch.uint8, device=logits.device)
-    for image, best_k in zip(logits.detach(), out):
-        best = resize(image[None, :1])[0, 0].clone()                             # (H,W)
+    top = logits.new_empty(B if with_top else 1, h, w)
+    for i, (image, best_k) in enumerate(zip(logits.detach(), out)):
+        best = top[i if with_top else 0].copy_(resize(image[None, :1])[0, 0])    # (H,W)
         for k in range(1, K):
             plane = resize(image[None, k:k+1])[0, 0]
             best_k.masked_fill_(plane > best, k)
             torch.maximum(best, plane, out=best)
-    return out
+    return (out, top) if with_top else out
 
 # %% ../nbs/lib/30_metrics.ipynb #6d06cbd9
 def _to_indices(pred, target, num_labels):
@@ -272,15 +276,44 @@ def boundary_iou(
     return dict(mean_boundary_iou=nanmean(iou), per_category_boundary_iou=_per_class(iou, id2label))
 
 # %% ../nbs/lib/30_metrics.ipynb #acb188d1
+def planes(
+    logits:torch.Tensor, # (B,K,h,w) float
+    size_hw:tuple=None, # (H, W) that they are enlarged to, bilinear; None: (h, w)
+    classes=None, # which of the K; None: all
+): # yields (B,H,W) float32 for each class
+    "The planes of logits one after the other, each enlarged on its own."
+    same = tuple(size_hw or logits.shape[-2:]) == tuple(logits.shape[-2:])
+    for k in range(logits.shape[1]) if classes is None else classes:
+        plane = logits.detach()[:, k:k+1].float()
+        yield (plane if same else F.interpolate(plane, tuple(size_hw), mode='bilinear', align_corners=False))[:, 0]
+
 def confidence(
-    logits:torch.Tensor, # (B,K,H,W) float
+    logits:torch.Tensor, # (B,K,h,w) float
+    size_hw:tuple=None, # (H, W) that the logits are enlarged to first, bilinear; None: (h, w)
+    top:torch.Tensor=None, # (B,H,W) float, the largest logits, where they are known
 )->torch.Tensor: # (B,H,W) float32, 1/K...1
     "The softmax probability of the most likely class, one plane at a time."
-    logits = logits.float()
-    top = logits.amax(1)                                                         # (B,H,W)
+    top = (argmax(logits, size_hw, True)[1] if top is None else top).float()     # (B,H,W)
     total = torch.zeros_like(top)
-    for k in range(logits.shape[1]): total += (logits[:, k] - top).exp_()
+    for plane in planes(logits, size_hw): total += (plane - top).exp_()
     return total.reciprocal_()
+
+# %% ../nbs/lib/30_metrics.ipynb #5d1f20c2
+def renamed(
+    logits:torch.Tensor, # (B,K,h,w) float
+    mapping:np.ndarray, # (K,) the class that each becomes, 255: none
+    size_hw:tuple=None, # (H, W) of the answer; None: (h, w)
+)->tuple: # (B,H,W) uint8, the most likely class; (B,H,W) float32, its probability
+    "The answer in another label space: probabilities of classes that become one are added."
+    H, W = size_hw or logits.shape[-2:]
+    sure, kept, total = torch.zeros(len(logits), H, W, device=logits.device), np.flatnonzero(mapping != IGNORE), None
+    for plane in planes(logits, size_hw, kept): total = plane if total is None else torch.logaddexp(total, plane)
+    pred = torch.zeros_like(sure, dtype=torch.uint8)
+    for target in np.unique(mapping[kept]).tolist():
+        some = sum((plane - total).exp_() for plane in planes(logits, size_hw, np.flatnonzero(mapping == target)))
+        pred.masked_fill_(some > sure, target)
+        torch.maximum(sure, some, out=sure)
+    return pred, torch.where(total.isnan(), total, sure) if len(kept) else sure
 
 # %% ../nbs/lib/30_metrics.ipynb #a384ca7a
 class Calibration:

@@ -6,7 +6,7 @@
 __all__ = ['Segmenter', 'check_contract', 'check_model', 'check_segmenter', 'count_flops']
 
 # %% ../nbs/lib/20_model.ipynb #16be894c
-import copy, math, os, shutil, tempfile
+import copy, math, os, re, shutil, tempfile
 from glob import has_magic
 from pathlib import Path
 
@@ -175,7 +175,7 @@ def _check_range(self:Segmenter, x):
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not x.numel(): return
     if x.device.type != 'cpu' and getattr(self, '_range_checked', False): return
     low, high = (v.item() for v in x.detach().aminmax())
-    if low < -.5 or high > 1.5:
+    if not -.5 <= low <= high <= 1.5:                                                      # NaN is neither
         raise mistake('pixel_values', f'{low:.3g}…{high:.3g}', 'floats 0…1',
                       'Give bytes 0…255 as uint8, or divide by 255; do not normalise, the model does.')
     self._range_checked = True
@@ -223,8 +223,10 @@ def _by_tiles(self:Segmenter, H, W): return bool(self.tile) and max(H, W) > self
 
 # %% ../nbs/lib/20_model.ipynb #911e2757
 @patch
-def _photo_logits(self:Segmenter, pixel_values):
-    "(B,K,h,w) logits at the net's own resolution, for photos resized to the model's size."
+def photo_logits(self:Segmenter,
+    pixel_values:torch.Tensor, # (B,3,H,W) uint8 0…255, or float 0…1, on any device
+)->torch.Tensor: # (B,K,h,w) float32, on the model's device
+    "Logits at the net's own resolution, for photos resized to the model's size."
     from torchvision.transforms.v2 import functional as tvF
     size_hw, x = self.input_hw, pixel_values.to(self.device)                               # (B,3,H,W)
     if size_hw and tuple(x.shape[-2:]) != size_hw: x = tvF.resize(x, list(size_hw), antialias=True)
@@ -237,7 +239,7 @@ def predict_batch(self:Segmenter,
 )->torch.Tensor: # (B,K,H,W) float32 logits, on the model's device
     "Logits for photos as `predict` sees them, in the mode that the model is in."
     H, W = pixel_values.shape[-2:]
-    if not self._by_tiles(H, W): return _resize(self._photo_logits(pixel_values), size_hw or (H, W))
+    if not self._by_tiles(H, W): return _resize(self.photo_logits(pixel_values), size_hw or (H, W))
     out = torch.empty(len(pixel_values), self.num_labels, H, W, device=self.device)
     for i, photo in enumerate(pixel_values):
         for top, left, block in self.predict_blocks(photo):
@@ -252,7 +254,7 @@ def predict_masks(self:Segmenter,
 )->torch.Tensor: # (B,H,W) uint8 class indices, on the model's device
     "The arg-max of `predict_batch`, in the memory of two class planes or of a row of tiles."
     H, W = pixel_values.shape[-2:]
-    if not self._by_tiles(H, W): return argmax(self._photo_logits(pixel_values), size_hw or (H, W))
+    if not self._by_tiles(H, W): return argmax(self.photo_logits(pixel_values), size_hw or (H, W))
     if tuple(size_hw or (H, W)) != (H, W): return argmax(self.predict_batch(pixel_values), size_hw)
     out = torch.empty(len(pixel_values), H, W, dtype=torch.uint8, device=self.device)
     for i, photo in enumerate(pixel_values):
@@ -316,8 +318,7 @@ def predict(self:Segmenter,
     "Masks for photos of any kind and size."
     if isinstance(images, (str, os.PathLike)) and not os.path.isfile(images) and (os.path.isdir(images)
         or has_magic(str(images))):
-        files = find_images(images)
-        return dict(zip(files, self.predict(files, batch_size)))
+        return dict(zip(files := find_images(images), self.predict(files, batch_size)))
     one = not isinstance(images, (list, tuple)) and getattr(images, 'ndim', 3) < 4
     with evaluating(self):
         masks = [mask for batch in _batches([images] if one else images, batch_size)
@@ -412,11 +413,13 @@ def check_contract(
     "Ask for one answer before training: is this a Segmenter whose net gives logits that can be trained?"
     if not isinstance(model, Segmenter):
         raise mistake('model', type(model).__name__, 'a Segmenter', 'Wrap the module: Segmenter(net, label_space).')
-    if not any(p.requires_grad for p in model.parameters()):
-        raise mistake('model', as_text(model.name), 'parameters that can be trained',
-                      'Unfreeze some: p.requires_grad_(True).')
-    with evaluating(model):
-        y = model(torch.zeros(1, 3, *size_hw, dtype=torch.uint8, device=model.device))
+    with evaluating(model), torch.enable_grad():
+        try: y = model(torch.zeros(1, 3, *size_hw, dtype=torch.uint8, device=model.device))
+        except RuntimeError as e:
+            if not (m := re.search(r'to have (\d+) channels, but got 3', str(e))): raise
+            raise mistake('in_channels', m[1], '3', 'Build a net that takes R, G, B.') from e
+    if not y.requires_grad:
+        raise mistake('model', model.name, 'parameters that can be trained', 'Unfreeze some; detach no logits.')
     if not y.isfinite().all():
         raise mistake('model', as_text(model.name), 'finite logits', 'Look for broken weights.',
                       'NaN or infinity for a black photo')

@@ -86,7 +86,9 @@ def read_weights(
 )->dict: # name -> tensor, on the CPU
     "Read a state dict without running anything that is in the file."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{as_text(path)} does not exist: give the path of a weights file.')
+    if not path.is_file():
+        what = 'is a folder' if path.is_dir() else 'does not exist'
+        raise FileNotFoundError(f'{as_text(path)} {what}: give the path of a weights file.')
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
@@ -108,9 +110,9 @@ def _without_prefix(state, own):
     "The state dict with the names of `own`, where only prefixes that wrappers add stand in the way."
     plain = state
     while plain and plain.keys() != own.keys():
-        p = next((p for p in _PREFIXES if all(k.startswith(p) for k in plain)), None)
+        p = next((p for p in _PREFIXES if sum(k.startswith(p) for k in plain) >= len(own)), None)   # others: the loss'
         if p is None: return state
-        plain = {k.removeprefix(p): v for k, v in plain.items()}
+        plain = {k.removeprefix(p): v for k, v in plain.items() if k.startswith(p)}
     return plain or state
 
 # %% ../nbs/lib/28_nets.ipynb #fe1abf52
@@ -186,6 +188,7 @@ def _no_model(folder):
     found = sorted(os.listdir(folder))
     if 'prepare.json' in found or {'masks', 'images'} & {*found}:
         todo = 'This is a folder of data: give it where data is asked for.'
+    elif 'history.csv' in found and 'best' in found: todo = 'Its best weights are in best/.'
     elif 'history.csv' in found: todo = 'This run has no best weights yet: train it further.'
     else: todo = 'Give a run folder, or the folder that save_pretrained wrote.'
     return FileNotFoundError(f'{as_text(folder)} holds no model: expected config.json and weights; got '

@@ -346,8 +346,12 @@ def as_sample(
         raise mistake('data', list(item.keys()) if hasattr(item, 'keys') else type(item).__name__,
                       "samples {'pixel_values': (3,H,W), 'labels': (H,W)}, or pairs of the two", 'Change __getitem__.')
     x, y = item['pixel_values'], item['labels']
-    if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.ndim == 3 == x.shape[0]: return x, y
-    x, y = (torch.as_tensor(np.array(v) if hasattr(v, 'convert') else v) for v in (x, y))  # PIL images are copied
+    if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
+        x, y = (torch.as_tensor(np.array(v) if hasattr(v, 'convert') else v) for v in (x, y))  # PIL images are copied
+    if y.ndim != 2:
+        raise LabelError(str(mistake('labels', tuple(y.shape), '(H,W), one class index a pixel',
+                                     'Squeeze a channel of 1, or take argmax over one-hot channels.')), 'shape')
+    if x.ndim == 3 == x.shape[0]: return x, y
     if x.ndim == 2: x = x[None]                                                       # (1,H,W)
     if x.ndim == 3 and x.shape[:2] == y.shape[-2:] != x.shape[1:]: x = x.permute(2, 0, 1)  # (H,W,C) -> (C,H,W)
     return (x.expand(3, -1, -1) if x.ndim == 3 and x.shape[0] == 1 else x), y

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # %% ../nbs/lib/19_packed.ipynb #fca903c2
+import msgspec
 import numpy as np
 
 # %% ../nbs/lib/19_packed.ipynb #237cf19d
@@ -21,6 +22,9 @@ from .images import read_image, read_mask
 from .names import list_images, pair_files
 
 # %% ../nbs/lib/19_packed.ipynb #11ff38d2
+class _Classes(msgspec.Struct):
+    categories: list[msgspec.defstruct('Category', [('id', int), ('name', str)])]
+
 def read_prepared(
     path:Path, # a prepared folder
 )->tuple: # (index.csv as a DataFrame, the categories)
@@ -29,8 +33,12 @@ def read_prepared(
     if lost:
         raise FileNotFoundError(f"{as_text(path.name)!r} is no prepared folder, {lost[0]} is missing; make one with "
                                 f"prepare(annotations, images, out), or use SegDataset.from_folders.")
-    return read_csv(path/'index.csv', 'stem', 'file_name', 'split',
-                    'group'), read_json(path/'classes.json')['categories']
+    index, again = read_csv(path/'index.csv', 'stem', 'file_name', 'split', 'group'), 'Prepare the folder again.'
+    if not {'stem', 'split'} <= {*index.columns}:
+        got = ', '.join(map(str, index.columns))[:200]
+        raise mistake('index.csv', got, 'at least the columns stem and split', again)
+    read_json(path/'classes.json', _Classes, again)                        # each has a number and a name
+    return index, read_json(path/'classes.json')['categories']
 
 # %% ../nbs/lib/19_packed.ipynb #49adcd93
 def load_packed(
@@ -66,14 +74,16 @@ def _packed_fault(path, stems):
     except UserError: return 'their packed.json cannot be read'
     new = _fingerprint(path, stems, masks.shape[1:])
     if any(old.get(k) != new[k] for k in ('rows', 'size_hw', 'index')): return 'the folder was prepared anew'
-    return _changed_file(path, stems, [old.get(k) or [None]*len(stems) for k in ('images', 'masks')],
+    if any(not isinstance(old.get(k), list) or len(old[k]) != len(stems) for k in ('images', 'masks')):
+        return 'their packed.json cannot be read'
+    return _changed_file(path, stems, [old[k] for k in ('images', 'masks')],
                          [new[k] for k in ('images', 'masks')], (images, masks))
 
 # %% ../nbs/lib/19_packed.ipynb #f0f74def
 def _changed_file(path, stems, old, new, arrays, most=64):
     "The first file that differs from its row, as a reason; None if there is none."
     rows = [i for i in range(len(stems)) if any(o[i] != n[i] for o, n in zip(old, new))]
-    def sizes(t): return [x and x[0] for x in t]
+    def sizes(t): return [x[0] if isinstance(x, list) and x else x for x in t]
     if len(rows) == len(stems) and all(sizes(o) == sizes(n) for o, n in zip(old, new)):
         rows = rows[::max(1, len(rows)//most)]
     if not rows: return None

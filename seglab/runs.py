@@ -148,7 +148,8 @@ _LIBRARIES = tuple(sysconfig.get_paths()[k] for k in ('stdlib', 'purelib', 'plat
 def _is_library(module):
     "Does a module belong to Python or to an installed package?"
     file = getattr(sys.modules.get(module), '__file__', None)
-    return module in sys.builtin_module_names or bool(file) and file.startswith(_LIBRARIES)
+    ours = (module or '').partition('.')[0] == 'seglab'                      # wherever it is installed
+    return ours or module in sys.builtin_module_names or bool(file) and file.startswith(_LIBRARIES)
 
 def _contents(x, doubts):
     "What an object consists of, in a fixed order."
@@ -163,21 +164,41 @@ def _contents(x, doubts):
     builtin = isinstance(x, (types.BuiltinFunctionType, types.ModuleType))
     if builtin or isinstance(x, (types.FunctionType, type)) and _is_library(x.__module__):
         return [getattr(x, '__module__', ''), getattr(x, '__qualname__', '') or x.__name__, _cells(x)]
-    if isinstance(x, types.FunctionType): return _function_parts(x)
+    if isinstance(x, types.FunctionType): return _function_parts(x, doubts)
+    if isinstance(x, (staticmethod, classmethod)): return [type(x).__name__, x.__func__]
+    if isinstance(x, property): return [x.fget]
     if isinstance(x, type):
-        return [x.__qualname__, *x.__bases__, {k: v for k, v in vars(x).items() if isinstance(v, types.FunctionType)}]
-    if hasattr(x, '__dict__'): return [type(x), {k: v for k, v in vars(x).items() if k != 'training'}]
+        return [x.__qualname__, *x.__bases__, {k: v for k, v in vars(x).items() if k not in _NO_PART and not
+                isinstance(v, types.MemberDescriptorType) and (k[:2] != '__' or isinstance(v, types.FunctionType))}]
+    slots = [n for c in type(x).__mro__ for n in np.atleast_1d(getattr(c, '__slots__', ())).tolist() if hasattr(x, n)]
+    if hasattr(x, '__dict__') or slots and not _is_library(type(x).__module__):
+        return [type(x), {k: v for k, v in getattr(x, '__dict__', {}).items() if k != 'training'},
+                *((n, getattr(x, n)) for n in slots if n != '__dict__')]
     doubts.append(type(x).__name__)
     return [type(x).__qualname__]
 
 def _cells(f): return [c.cell_contents for c in getattr(f, '__closure__', None) or ()]
 
-def _function_parts(f):
-    "Code, defaults, what it closes over, and the plain values and own functions that it reads from its module."
-    read = {n: f.__globals__[n] for n in f.__code__.co_names if n in f.__globals__}
-    kinds = (str, int, float, tuple, list, np.ndarray, torch.Tensor, types.FunctionType)
-    plain = {n: v for n, v in read.items() if isinstance(v, kinds)}
-    return [f.__code__, f.__defaults__, f.__kwdefaults__, _cells(f), plain]
+_NO_PART = ('_abc_impl', '__dict__', '__weakref__')
+_VALUES = (str, bytes, int, float, complex, type(None), tuple, list, dict, set, frozenset, np.ndarray, np.generic,
+           torch.Tensor, torch.nn.Module, types.FunctionType, functools.partial, types.SimpleNamespace)
+
+def _names_in(code):
+    "The names that a function and those inside it read."
+    return set(code.co_names).union(*(_names_in(c) for c in code.co_consts if isinstance(c, types.CodeType)))
+
+def _function_parts(f, doubts):
+    "Code, defaults, what it closes over, and the values, functions, classes and modules of one's own that it reads."
+    names = _names_in(f.__code__)
+    read = {n: f.__globals__[n] for n in sorted(names) if n in f.__globals__}
+    for n, m in [(n, m) for n, m in read.items() if isinstance(m, types.ModuleType)]:
+        del read[n]
+        if not _is_library(m.__name__): read |= {f'{n}.{a}': vars(m)[a] for a in sorted(names) if a in vars(m)}
+    for n, v in list(read.items()):
+        if isinstance(v, _VALUES) or not _is_library((v if isinstance(v, type) else type(v)).__module__): continue
+        if not isinstance(v, type) and not callable(v): doubts.append(type(v).__name__)
+        del read[n]
+    return [f.__code__, f.__defaults__, f.__kwdefaults__, _cells(f), read]
 
 # %% ../nbs/lib/23_runs.ipynb #077787ef
 def _data_digest(
@@ -199,7 +220,7 @@ def _data_parts(ds, doubts):
     else: yield from _sampled_parts(ds, doubts)
 
 # %% ../nbs/lib/23_runs.ipynb #077787f0
-_MOST = 1 << 28                                              # bytes of masks that are read
+_MOST = 1 << 28                                              # bytes of photos, or of masks, that are read
 
 def _folder_parts(ds, doubts):
     "Of a data set whose photos and masks are files."
@@ -209,10 +230,17 @@ def _folder_parts(ds, doubts):
     if made.is_file(): yield to_json(read_json(made).get('settings'))
     photos, masks = getattr(ds, 'files', None) or (None, None)
     if masks is None: photos, masks = (sorted(Path(ds.path).glob(f'{kind}*.npy')) for kind in ('images', 'masks'))
-    for p in photos: yield Path(p).stat().st_size
-    stats = [Path(m).stat() for m in masks]
-    if sum(s.st_size for s in stats) <= _MOST: yield from (Path(m).read_bytes() for m in masks)
-    else: yield from ((s.st_size, s.st_mtime_ns) for s in stats)
+    for files, what in ((photos, 'photos'), (masks, 'masks')):
+        stats = [Path(f).stat() for f in files]
+        if sum(s.st_size for s in stats) <= _MOST: yield from (part for f in files for part in _parts_of_file(f))
+        elif what == 'masks': yield from ((s.st_size, s.st_mtime_ns) for s in stats)
+        else:
+            yield from (s.st_size for s in stats)
+            doubts.append(f'of more than {_MOST >> 20} MB of photos only the sizes were compared')
+
+def _parts_of_file(file):
+    "A file's bytes, a piece at a time."
+    with open(file, 'rb') as f: yield from iter(lambda: f.read(1 << 20), b'')
 
 def _tfms_digest(tfms, doubts):
     "Of a transform: its own description where it has one, else its code and attributes."
@@ -220,11 +248,11 @@ def _tfms_digest(tfms, doubts):
     except (ValueError, NotImplementedError, TypeError): return _noted(fingerprint(tfms), doubts)
 
 def _noted(found, doubts):
-    doubts.extend(found[1])
+    doubts.extend(f'{d} in the transforms: it was not compared' for d in found[1])
     return found[0]
 
 # %% ../nbs/lib/23_runs.ipynb #077787f2
-def _sampled_parts(ds, doubts, most=16):
+def _sampled_parts(ds, doubts, most=64):
     "Of a data set that only gives samples."
     kind, n = type(ds).__name__, len(ds)
     if not n: return
@@ -267,6 +295,7 @@ class Settings:
     precision:str='fp32'    # number format
     compile:bool=False      # through torch.compile?
     optimizer:str='AdamW'   # the optimiser with what it was given
+    callbacks:list=field(default_factory=list) # classes of further callbacks, with digests of their code
     decay_norms:bool=True   # does the weight decay hold for norms and biases too?
     ema:float=0.            # decay of the moving average of the weights; 0: none
     training_args:dict=field(default_factory=dict) # others of transformers' TrainingArguments
@@ -296,7 +325,10 @@ def _starting_point(model):
     config, state = getattr(model.net, 'config', None), model.state_dict()
     config = config.to_diff_dict() if hasattr(config, 'to_diff_dict') else config
     norms = tuple(n + '.' for n, m in model.named_modules() if 'norm' in type(m).__name__.lower())
-    return dict(architecture=fingerprint((repr(model.net), jsonable(_settled(config))))[0], start=weights_digest(state),
+    own = [(type(m), {k: v for k, v in vars(m).items() if k != 'training' and isinstance(v, (int, float, str, tuple))})
+           for m in model.net.modules() if not _is_library(type(m).__module__)]
+    looks = repr(model.net), jsonable(_settled(config)), model.mean, model.std, own
+    return dict(architecture=fingerprint(looks)[0], start=weights_digest(state),
                 start_norms=weights_digest({k: v for k, v in state.items() if norms and k.startswith(norms)}))
 
 def _settled(config):
@@ -309,7 +341,7 @@ def _own_code(loss):
     return [(f, loss.factors) for f in loss.funcs if not f.__module__.startswith('seglab.') or f.__closure__]
 
 # %% ../nbs/lib/23_runs.ipynb #7752ac9c
-_IN_WORDS = dict(start='the weights to start from', architecture="the net's layers or dropout",
+_IN_WORDS = dict(start='the weights to start from', architecture="the net's layers or dropout, or its mean and std",
                  trainable='which weights are trained', data_digest='the photos, masks or transforms',
                  loss_digest="the loss' code, attributes or class weights")
 
@@ -350,6 +382,11 @@ def run_errors(
 # %% ../nbs/lib/23_runs.ipynb #cc1274fa
 _FORMAT = 'seglab run 1'
 
+class _End(msgspec.Struct):
+    step: float
+    epoch: float
+    seconds: float
+
 class _Config(msgspec.Struct):
     "config.json."
     settings: Settings
@@ -363,7 +400,7 @@ class _Config(msgspec.Struct):
     wandb_id: str = ''
     notes: list[str] = []
     continued: list[dict] = []
-    finished: dict[str, float] | None = None
+    finished: _End | None = None
 
 class Run:
     "A run folder: settings, history, best weights and their scores."

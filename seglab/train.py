@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import fields, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
+from numbers import Integral, Real
 from pathlib import Path
 
 # %% ../nbs/lib/25_train.ipynb #23159cf4
@@ -178,17 +179,21 @@ def _training_args(path, settings, report_to, workers, **more):
     return made
 
 # %% ../nbs/lib/25_train.ipynb #18ab6812
-def _check_numbers(recipe, patience, minutes, resume):
+def _check_numbers(recipe, patience, minutes, resume, seed=0, workers=None, pictures=0):
     "Refuse what no run can follow."
-    def above_0(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) and x > 0
-    epochs, lr, batch_size, keep_best = recipe.epochs, recipe.lr, recipe.batch_size, recipe.keep_best
+    def above_0(x): return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) and x > 0
+    def whole(x, least, most=2**31): return isinstance(x, Integral) and not isinstance(x, bool) and least <= x < most
+    epochs, lr, keep_best = recipe.epochs, recipe.lr, recipe.keep_best
     rates = lr.values() if isinstance(lr, dict) and lr else [lr]
     if not above_0(epochs): raise mistake('epochs', epochs, 'a finite number above 0')
     if not all(map(above_0, rates)): raise mistake('lr', lr, 'a finite number above 0, or such numbers by pattern')
-    if not above_0(batch_size) or batch_size != int(batch_size):
-        raise mistake('batch_size', batch_size, 'a whole number above 0')
-    for name, value in dict(patience=patience, minutes=minutes).items():
-        if value is not None and not above_0(value): raise mistake(name, value, 'a number above 0, or None')
+    if not whole(recipe.batch_size, 1): raise mistake('batch_size', recipe.batch_size, 'a whole number above 0')
+    if minutes is not None and not above_0(minutes): raise mistake('minutes', minutes, 'a number above 0, or None')
+    if patience is not None and not whole(patience, 1):
+        raise mistake('patience', patience, 'a whole number above 0, or None')
+    if not whole(seed, 0, 2**32): raise mistake('seed', seed, 'a whole number from 0 to 2**32 - 1')
+    for k, n in dict(workers=workers, pictures=pictures).items():
+        if n is not None and not whole(n, 0): raise mistake(k, n, 'a whole number from 0')
     if keep_best not in ('loss', 'mean_iou'): raise mistake('keep_best', keep_best, "'loss' or 'mean_iou'")
     if not isinstance(resume, bool):
         raise mistake('resume', resume, 'True or False', 'To resume a run, give its folder as out=.')
@@ -197,7 +202,8 @@ def _check_numbers(recipe, patience, minutes, resume):
 def _trackers(report_to):
     "Names of the trackers to report to."
     off = {'none', *(['wandb'] if os.environ.get('WANDB_MODE') == 'disabled' else [])}
-    names = [t for t in ([report_to] if isinstance(report_to, str) else report_to or []) if t not in off]
+    given = [report_to] if isinstance(report_to, str) or not hasattr(report_to or [], '__iter__') else report_to or []
+    names = [t for t in given if t not in off]
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     for t in names:
         if t not in ('all', *INTEGRATION_TO_CALLBACK):
@@ -395,7 +401,7 @@ def fit(
 )->Run: # the run's folder, read back
     "Train a model, keep its best weights, and write everything down."
     asked = dict(epochs=epochs, lr=lr, batch_size=batch_size, loss=loss, weight_decay=weight_decay, keep_best=keep_best)
-    _check_numbers(_overruled(Recipe(), asked, None, {}), patience, minutes, resume)
+    _check_numbers(_overruled(Recipe(), asked, None, {}), patience, minutes, resume, seed, workers, pictures)
     if optimizer is not None and lr is not None and not isinstance(lr, dict):
         raise mistake('lr', lr, 'no lr= with optimizer=', 'Set the rate in the optimiser.')
     model, trackers = _as_model(model, seed), _trackers(report_to)
@@ -416,10 +422,12 @@ def fit(
             compile=compile, class_weights=class_weights, weight_decay=plan.weight_decay, keep_best=plan.keep_best,
             patience=patience, precision=precision, optimizer=_described(optimizer), decay_norms=plan.decay_norms,
             ema=plan.ema, training_args=plan.training_args | training_args,
+            callbacks=[f'{type(c).__name__} {fingerprint(type(c))[0]}' for c in callbacks or ()],
             processes=int(os.environ.get('WORLD_SIZE', 1)))
         args = _training_args(path, settings, trackers, workers, run_name=name or path.name, project=project)
         job = Job(path, model, data, loss, settings, EpochLines(progress and _is_first()), pictures, keep)
-        about = _about(job, args, notes + _scale_note(data), plan)
+        notes += ['of callbacks the classes were compared, not their values'] * bool(callbacks) + _scale_note(data)
+        about = _about(job, args, notes, plan)
         with _held(job, args, resume, about) as config:
             if config.get('finished'): _say_finished(job)
             else:

@@ -140,6 +140,10 @@ def from_transformers(
     id2label = dict(enumerate(label_space.names))
     options = dict(id2label=id2label, label2id={v: k for k, v in id2label.items()}, **kwargs)
     weights = None if weights is None else str(weights)
+    if weights and os.path.isfile(weights):
+        raise mistake('weights', weights, 'a folder or a name on the hub',
+                      'Load a file afterwards: model.load_weights(path).')
+    if weights and os.path.isdir(weights): weights = str(model_folder(weights))
     if not isinstance(config, PretrainedConfig):
         kind = str(config) in CONFIG_MAPPING
         if weights == 'auto': weights = None if kind else str(config)

@@ -8,6 +8,8 @@ from seglab.comparison import Comparison, MIN_PHOTOS, bootstrap_ious, Evaluation
 from seglab.costs import measure_costs
 from seglab.intervals import interval, spread
 from seglab.dataset import LabelSpace, SegDataset
+from seglab.images import IGNORE
+from seglab.metrics import renamed
 from seglab.model import Segmenter
 from seglab.zoo import from_smp
 
@@ -552,7 +554,37 @@ def test_a_verdict_never_differs_by_nothing():
 def test_large_photos_pass_in_bounded_memory(ds, monkeypatch):
     import seglab.answers as module
     whole = evaluate(model(1), ds, batch_size=14)
-    sizes, ask = [], Segmenter.predict_batch
-    monkeypatch.setattr(Segmenter, 'predict_batch', lambda m, x, size: sizes.append(len(x)) or ask(m, x, size))
+    sizes, ask = [], Segmenter.photo_logits
+    monkeypatch.setattr(Segmenter, 'photo_logits', lambda m, x: sizes.append(len(x)) or ask(m, x))
     monkeypatch.setattr(module, '_LOGITS', 3 * 4 * 4 * 40 * 48)
     assert (evaluate(model(1), ds, batch_size=14).matrix == whole.matrix).all() and max(sizes) == 3
+
+def test_one_mapping_speaks_of_several_models(ds):
+    "A foreign model's names are no names of mine: the mapping was once refused for either."
+    fine = model(1, LabelSpace.from_names(['sky', 'lion', 'tiger']))
+    r = compare({'fine': fine, 'mine': model(0)}, ds, mapping=dict(sky='background', lion='cat', tiger='cat', dog=None), measure=False)
+    assert r.evaluations['fine'].mapping == dict(sky='background', lion='cat', tiger='cat') and r.evaluations['mine'].mapping['dog'] is None
+    for wrong, said in ((['cat'], 'expected a dict'), (dict(lyon='cat'), "did you mean 'lion'"), ({0: 'cat'}, 'classes that exist')):
+        with pytest.raises(ValueError, match=said): compare({'fine': fine, 'mine': model(0)}, ds, mapping=wrong, measure=False)
+
+@pytest.mark.parametrize('mapping', [None, dict(cat='dog', dog='cat'), dict(cat='dog'), dict(background=None)], ids=str)
+def test_planes_give_what_whole_logits_give(ds, mapping):
+    "Nothing is enlarged but one class plane of one photo, and no pixel, and no probability, differs for it."
+    m = model(3).eval()
+    into = label_mapping(m.label_space, ds.label_space, mapping)
+    found = evaluate(m, ds, mapping=mapping, batch_size=3)
+    for i, stem in enumerate(ds.stems[:4]):
+        image, truth = ds.raw(i)
+        p = m.predict_logits(image).softmax(0).double()
+        own = torch.zeros(ds.label_space.num_labels, *truth.shape, dtype=torch.double)
+        for k, t in enumerate(into):
+            if t != IGNORE: own[t] += p[k]
+        pred, sure = renamed(m.predict_logits(image)[None], into)
+        kept = [k for k, t in enumerate(into) if t != IGNORE]
+        assert (own.argmax(0).numpy() == pred[0].numpy()).mean() > .999 and torch.allclose(sure[0].double(), own.amax(0)/p[kept].sum(0), atol=1e-5)
+    assert found.calibration.table.pixels.sum() == found.matrix.sum()
+
+def test_no_number_is_no_answer(ds):
+    broken = model(1)
+    next(broken.parameters()).data.fill_(float('nan'))
+    with pytest.raises(ValueError, match='finite logits; got NaN or infinity for photo'): evaluate(broken, ds)

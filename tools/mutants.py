@@ -60,7 +60,7 @@ MUTANTS = {
     ('test_dataset', {
         "round(w/zoom[0]), fill_mask=IGNORE)": "round(w/zoom[0]))",
         "A.PadIfNeeded(*size, fill_mask=IGNORE)": "A.PadIfNeeded(*size)",
-        "i % len(self))": "abs(i))",
+        "int(i) % len(self))": "abs(int(i)))",
         "ratio=(w/h*3/4, w/h*4/3)": "ratio=(h/w*3/4, h/w*4/3)",
         "(self.seed * 1_000_003 + epoch)": "(self.seed * 1_000_003)",
         "if image_too: _same_size": "if False: _same_size",
@@ -102,16 +102,16 @@ MUTANTS = {
         "v.index(max(v) if high else min(v))": "v.index(max(v))",
         "        h.update(f'{k} {v.dtype} {tuple(v.shape)};'.encode())\n": "",
         "x.tobytes() if x.dtype != object": "x.tolist() if x.dtype == object else b'' if x.dtype != object",
-        "_cells(f), plain]": "_cells(f)]",
+        "_cells(f), read]": "_cells(f)]",
         "f.__defaults__, f.__kwdefaults__, ": "",
-        "f.__kwdefaults__, _cells(f), plain]": "f.__kwdefaults__, plain]",
+        "f.__kwdefaults__, _cells(f), read]": "f.__kwdefaults__, read]",
         "[x.func, x.args, x.keywords]": "[x.func]",
         "    doubts.append(type(x).__name__)\n": "",
         "yield from (str(list(ds.indices)), *_data_parts": "yield from (*_data_parts",
         "'\\n'.join(map(str, ds.stems)), ": "",
         "    yield _tfms_digest(ds.tfms, doubts)\n": "",
-        "    if sum(s.st_size for s in stats) <= _MOST: yield from (Path(m).read_bytes() for m in masks)\n    else:": "    if False:",
-        "    for p in photos: yield Path(p).stat().st_size\n": "",
+        "        if sum(s.st_size for s in stats) <= _MOST: yield": "        if False: yield",
+        "    for files, what in ((photos, 'photos'), (masks, 'masks')):": "    for files, what in ((masks, 'masks'),):",
         "    if digest(0) != digest(0):": "    if False:",
         "    if found.format != _FORMAT:": "    if False:",
         "    self.recipe\n    return read_json": "    return read_json",
@@ -137,7 +137,7 @@ MUTANTS = {
         "    self.trainer.batches.set_epoch(epoch)": "    self.trainer.batches.set_epoch(0)"}),
     ('test_tracking', {
         "        if self.ours: self.run.finish": "        self.run.finish",
-        "re.sub(r'[^A-Za-z0-9_.-]+', '-', name)[:100]": "name[:100]",
+        "self.wandb.Artifact(artifact_name(job.path.name)": "self.wandb.Artifact((job.path.name)",
         "    except Exception as e:\n        why": "    except KeyError as e:\n        why"})],
 'train': [
     ('test_train', {
