@@ -21,6 +21,7 @@ _PUBLIC = dict(
     runs='Run',
     metrics='confusion_matrix scores',
     comparison='evaluate evaluate_masks compare Comparison',
+    plan='learning_curve LearningCurve',
     share='predict_files export_onnx share_folder push_to_hub log_artifact',
     sample='make_sample draw_scene',
     fetch='fetch_coco find_coco',

@@ -440,6 +440,13 @@ def _data_to_score(photos, split, classes, masks, size_hw=None, **given):
     return SegDataset.from_folders(photos, masks, classes, split=None if split == 'all' else split,
                                    tfms=valid_tfms(_pair(size_hw)), **given)
 
+# %% ../nbs/lib/40_cli.ipynb #2a79c665
+@_verb('report', {'plan.plan': ''}, 'seglab plan report --difference 0.02', 'nothing was written')
+def _do_plan(**given):
+    "How many photos, or groups, it takes to see a difference between two models."
+    from seglab.plan import plan
+    return plan(**given)
+
 # %% ../nbs/lib/40_cli.ipynb #3539852d
 @_verb('model out images+', {'share.predict_files': '-progress'}, 'seglab predict runs/unet predictions holiday/',
        'the masks that are written stay; run it again from the start')

@@ -34,7 +34,8 @@ from .metrics import (
     Calibration, FORMULA, baseline_iou, boundary_counts, boundary_iou, confidence, confusion_matrix, nanmean, scores)
 from .nets import count_parameters, evaluating
 from .model import Segmenter
-from .intervals import draw_runs, interval, joined, rows_by_class, seed_spread, spread, widening
+from .intervals import (
+    could_show, draw_runs, interval, joined, joint_confidence, rows_by_class, seed_spread, spread)
 from .answers import (
     adopt_masks, as_one, caveats, check_masks_apart, command_line, common_ground, gathered, label_mapping,
     mean_history, named_models, own_mapping, photo_answers, photo_facts, report_folder, run_facts, runs_of, same_masks,
@@ -306,6 +307,7 @@ class Comparison:
         keys = [g or (i, '') for i, g in enumerate(first.groups)]                  # an empty group is none
         self.unit = np.array([place.setdefault(k, len(place)) for k in keys])
         self.n_units, self.grouped = len(place), len(place) < self.n
+        self.drawn = 'groups of photos' if self.grouped else 'photos'
         self._draw()
 
 # %% ../nbs/04_compare.ipynb #ab54e4b5
@@ -315,34 +317,31 @@ def _draw(self:Comparison):
     es, K, means = self.evaluations, self.label_space.num_labels, {}
     tables = {n: [r.counts for r in runs_of(e)] for n, e in es.items()}
     all_draws = iter(bootstrap_ious(sum(tables.values(), []), self.n, K, self.n_boot, self.seed, self.unit))
-    self.intervals, self.class_intervals = {}, {}
+    self.intervals, self.class_intervals, self.errors = {}, {}, {}
+    seeds = {n: seed_spread([r.scores['mean_iou'] for r in runs_of(e)]) for n, e in es.items()}
     for n, e in es.items():
         draws, score = np.stack([next(all_draws) for _ in tables[n]]), e.scores           # (runs,R,K)
         means[n] = draw_runs(nanmean(draws), self.seed + len(means))                      # (R,)
         error, errors = spread(tables[n], [1 / len(draws)] * len(draws), self.unit, K)
-        self.intervals[n] = interval(means[n], score['mean_iou'], joined(error, self._seeds(n)), self.confidence)
+        self.intervals[n] = interval(means[n], score['mean_iou'], joined(error, seeds[n]), self.confidence)
         ious, per_class = score['per_category_iou'].values(), nanmean(np.moveaxis(draws, 0, -1)).T
         self.class_intervals[n] = [interval(d, v, s, self.confidence) if s else (float('nan'),) * 2
                                    for d, v, s in zip(per_class, ious, errors)]
     pairs = list(combinations(es, 2))
-    self.widening = widening(np.array([means[b] - means[a] for a, b in pairs]), self.confidence) if pairs else 1.
-    self.differences = [self._difference(a, b, means[b] - means[a]) for a, b in pairs]
+    apart = [means[b] - means[a] for a, b in pairs]                                       # (R,) each
+    self.each = joint_confidence(apart, self.confidence)
+    self.differences = [self._difference(*pair, draws, seeds) for pair, draws in zip(pairs, apart)]
+    self.could_show = could_show(self.errors, self.n_units, self.drawn, MIN_PHOTOS, self.each)
 
 @patch
-def _seeds(self:Comparison, n):
-    "How far a model's score moves with the seed, as far as is known."
-    return seed_spread([e.scores['mean_iou'] for e in runs_of(self.evaluations[n])])
-
-@patch
-def _difference(self:Comparison, a, b, draws):
+def _difference(self:Comparison, a, b, draws, seeds):
     "What may be said of two models."
     both = [self.evaluations[a], self.evaluations[b]]
     value = both[1].scores['mean_iou'] - both[0].scores['mean_iou']
     tables = [(r.counts, sign / len(runs_of(e))) for e, sign in zip(both, (-1, 1)) for r in runs_of(e)]
-    error = joined(spread(*zip(*tables), self.unit, self.label_space.num_labels)[0], self._seeds(a), self._seeds(b))
-    ends = interval(draws, value, error._replace(error=error.error * self.widening), self.confidence, (-1, 1))
-    return verdict(a, b, value, *ends, self.n_units, self.confidence, 'groups of photos' if self.grouped else 'photos',
-                   spoken_of(dict(zip((a, b), both))))
+    self.errors[a, b] = joined(spread(*zip(*tables), self.unit, self.label_space.num_labels)[0], seeds[a], seeds[b])
+    ends = interval(draws, value, self.errors[a, b], self.confidence, (-1, 1), self.each)
+    return verdict(a, b, value, *ends, self.n_units, self.confidence, self.drawn, spoken_of(dict(zip((a, b), both))))
 
 # %% ../nbs/04_compare.ipynb #3718e888
 @patch(as_prop=True)
@@ -403,11 +402,12 @@ def verdicts(self:Comparison)->list: # one sentence per pair
 
 @patch
 def __repr__(self:Comparison):
-    return '\n'.join([self.table.round(4).to_string(), *self.verdicts, *self.caveats, self.baseline, *self.notes])
+    said = [*self.verdicts, *self.could_show, *self.caveats, self.baseline, *self.notes]
+    return '\n'.join([self.table.round(4).to_string(), *said])
 
 @patch
 def _repr_html_(self:Comparison):
-    said = [*self.verdicts, *self.caveats, self.baseline, *self.notes]
+    said = [*self.verdicts, *self.could_show, *self.caveats, self.baseline, *self.notes]
     return self.table.round(4).to_html(escape=True) + ''.join(f'<p>{escape(s)}</p>' for s in said)
 
 # %% ../nbs/04_compare.ipynb #221898f8
@@ -461,9 +461,9 @@ def to_dict(self:Comparison)->dict: # JSON-ready: what scores.json holds
         models=models, differences=differences, classes=names, photos_per_class=dict(zip(names, self.support)),
         label_space=self.label_space.to_dict(), formula=FORMULA, bootstrap=dict(
             draws=self.n_boot, seed=self.seed, confidence=self.confidence, unit='group' if self.grouped else 'photo',
-            units=self.n_units, paired=True, widening=self.widening),
+            units=self.n_units, paired=True, each=self.each),
         truth_digest=next(iter(self.evaluations.values())).digest, notes=self.notes,
-        caveats=self.caveats, verdicts=self.verdicts, command=self.command,
+        caveats=self.caveats, could_show=self.could_show, verdicts=self.verdicts, command=self.command,
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'), versions=versions()))
 
 # %% ../nbs/04_compare.ipynb #b57fa502

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rows_by_class', 'Pull', 'class_pull', 'Spread', 'class_variances', 'spread', 't_quantile', 'interval', 'seed_spread',
-           'joined', 'draw_runs', 'widening']
+           'joined', 'draw_runs', 'joint_confidence', 'smallest_difference', 'could_show']
 
 # %% ../nbs/lib/34_intervals.ipynb #0d82cc99
 from statistics import NormalDist
@@ -61,7 +61,7 @@ class Spread(NamedTuple):
     error:float # its standard error
     freedom:float # the degrees of freedom of that
 
-_PRIOR, _ALONE, _TOGETHER, _STRETCH = 3., 1.5, 1/3, 2.
+_PRIOR, _ALONE, _TOGETHER, _STRETCH, _TRUST = 3., 1.5, .2, 2., .5
 
 def class_variances(
     pulls:list, # the `Pull` of each class that was met
@@ -88,18 +88,22 @@ def spread(
     n, classes = int(unit.max(initial=0)) + 1, [None] * num_labels
     if n < 2 or not met: return Spread(float('inf'), 1.), classes
     total, unseen, squares = np.zeros((3, n))
-    for (k, p), variance in zip(met.items(), class_variances(list(met.values()))):
-        wanted, seen = variance * (p.share**2).sum(), (p.pull**2).sum()
+    pulls = list(met.values())
+    of_class = class_variances(pulls) * [(p.share**2).sum() for p in pulls]      # what each class adds to the error
+    loaned = np.array([p.freedom + _PRIOR/3 for p in pulls])
+    for k, p, wanted, freedom in zip(met, pulls, of_class, loaned):
+        seen = (p.pull**2).sum()
         factor = min(_STRETCH, (wanted / seen)**.5) if seen > 1e-15 else 0.
         lacking = max(wanted - seen * factor**2, 0.) / (p.share**2).sum()
         total += factor * p.pull
         unseen += lacking**.5 * p.share; squares += lacking * p.share**2
         scale = [s for s, rows in zip(over, by_class[k]) if len(rows)]
         scale = max(sum(s for s in scale if s > 0), -sum(s for s in scale if s < 0))
-        classes[k] = Spread(wanted**.5 / scale, p.freedom + _PRIOR)
+        classes[k] = Spread(wanted**.5 / scale, freedom)
     v = total**2
     kurtosis = n * (v**2).sum() / v.sum()**2 if v.any() else 3.
-    freedom = min(n - 1, 2 * n / (kurtosis - 1)) if kurtosis > 1 else n - 1
+    freedom = _TRUST * (min(n - 1, 2 * n / (kurtosis - 1)) if kurtosis > 1 else n - 1)
+    if of_class.any(): freedom = min(freedom, of_class.sum()**2 / (of_class**2 / loaned).sum())
     return Spread(float((v + _TOGETHER * unseen**2 + (1 - _TOGETHER) * squares).sum()**.5), float(freedom)), classes
 
 # %% ../nbs/lib/34_intervals.ipynb #c45c970f
@@ -121,11 +125,12 @@ def interval(
     spread:Spread, # its standard error
     confidence:float=.95, # how often the interval should hold the truth, 0..1
     within:tuple=(0, 1), # the least and the greatest value that a score can have
+    each:float=None, # the confidence of this interval, if several are to hold together; None: `confidence`
 )->tuple: # (low, high)
     "The middle part of the draws, centred on the estimate and as wide as its error."
     if np.isnan(estimate): return float('nan'), float('nan')
     tail, draws = (1 - confidence) / 2, draws[~np.isnan(draws)]
-    reach = t_quantile(1 - tail, spread.freedom) * spread.error
+    reach = t_quantile((1 + (each or confidence)) / 2, spread.freedom) * spread.error
     around = draws - np.median(draws) if len(draws) else np.zeros(1)
     low, high = np.quantile(around, [tail, 1 - tail])
     deviation = around.std() * NormalDist().inv_cdf(1 - tail)
@@ -161,13 +166,42 @@ def draw_runs(
     return np.take_along_axis(draws, drawn, 0).mean(0)
 
 # %% ../nbs/lib/34_intervals.ipynb #7a375d36
-def widening(
-    draws:np.ndarray, # (pairs,R) float, the difference of each pair in each bootstrap draw
+def joint_confidence(
+    draws:list, # for each pair (R,) float, the difference in each bootstrap draw
     confidence:float=.95, # how often all intervals should hold together
-)->float: # at least 1; 1 for a single pair
-    "By how much the intervals of several differences are widened, so that they hold together."
+)->float: # at least `confidence`, which it is for a single pair
+    "How often the interval of each of several differences has to hold, so that all hold together."
+    if len(draws) < 2: return confidence
+    draws = np.array(draws)                                                            # (pairs,R)
     around = draws - np.median(draws, axis=1, keepdims=True)
     deviation = around.std(1, keepdims=True)
-    if (deviation > 1e-12).sum() < 2: return 1.
+    if (deviation > 1e-12).sum() < 2: return confidence
     furthest = np.abs(around / np.where(deviation > 1e-12, deviation, np.inf)).max(0)  # (R,)
-    return max(1., float(np.quantile(furthest, confidence)) / NormalDist().inv_cdf((1 + confidence) / 2))
+    return max(confidence, 2 * NormalDist().cdf(float(np.quantile(furthest, confidence))) - 1)
+
+# %% ../nbs/lib/34_intervals.ipynb #ef7dfe33
+def smallest_difference(
+    spread:Spread, # the standard error of the difference
+    confidence:float=.95, # of the interval that has to leave out 0
+    power:float=.8, # in how many cases it should
+)->float: # in units of the score
+    "The smallest true difference that would be found so often."
+    return spread.error * (t_quantile((1 + confidence) / 2, spread.freedom) + t_quantile(power, spread.freedom))
+
+def could_show(
+    errors:dict, # {pair of names: the `Spread` of their difference}
+    n:int, # number of photos, or of groups
+    unit:str, # what was drawn
+    least:int, # with fewer of them nothing is called better
+    confidence:float=.95, # of each interval of a difference
+)->list: # of one sentence, or of none where nothing was compared
+    "What a set of photos could have shown, in words."
+    if not errors: return []
+    if n < least: return [f'Whatever the models do, {n} {unit} could not have shown a difference: '
+                          f'at least {least} are needed.']
+    found = sorted((smallest_difference(error, confidence), pair) for pair, error in errors.items())
+    (low, _), (high, pair) = found[0], found[-1]
+    if not np.isfinite(high): return []                                                # no class was met
+    some = f'{low:.4f}' + f" to {high:.4f} (the latter for {' and '.join(pair)})" * (len(found) > 1)
+    return [f'These {n:,} {unit} could have shown a difference of {some} mean IoU in four cases of five; '
+            f'a smaller one takes more {unit}: `seglab plan` says how many.']

@@ -374,8 +374,9 @@ def _method(comparison):
            "the score and widened for few photos and rare classes. A model is called better only where the interval of "
            f"the difference leaves out 0. A verdict speaks of {spoken_of(comparison.evaluations)} and of "
            f"{'new groups' if comparison.grouped else 'photos'} like these."]
-    if pairs > 1: out.append(f"{pairs} pairs are looked at; their intervals are widened {comparison.widening:.2f}-fold,"
-                             f" so that all of them hold together in {comparison.confidence:.0%} of the cases.")
+    if pairs > 1: out.append(f"{pairs} pairs are looked at; each interval of a difference is one of "
+                             f"{comparison.each:.2%}, so that all hold together in {comparison.confidence:.0%} of the "
+                             "cases.")
     out += [f"{n} was evaluated in {e.seconds:.1f} s, loading included." for n, e in comparison.evaluations.items()]
     for c in list(comparison.costs.values())[:1]:
         h, w = c['size_hw']
@@ -432,7 +433,8 @@ def _html(comparison, figures, photos, said):
                   classes=_class_rows(comparison))
     return template.render(
         title='Comparison: ' + ', '.join(names), subtitle=_subtitle(comparison), verdicts=comparison.verdicts,
-        caveats=comparison.caveats, notes=[comparison.baseline, *comparison.notes], tables=tables, photos=photos,
+        caveats=comparison.could_show + comparison.caveats, notes=[comparison.baseline, *comparison.notes],
+        tables=tables, photos=photos,
         said=said, orders=[(json.dumps(v), t) for v, t in orders], data=page_data(comparison, photos), charts=charts,
         method=_method(comparison))
 
@@ -441,7 +443,7 @@ def _markdown(comparison, figures):
     "The report as Markdown, with its pictures beside it."
     (head, rows), (_, recipe) = _class_rows(comparison), _recipe_rows(comparison)
     parts = ['# Comparison: ' + md(', '.join(comparison.evaluations)), md(_subtitle(comparison)),
-             *[f'**{md(v)}**' for v in comparison.verdicts], *(md(s) for s in comparison.caveats),
+             *[f'**{md(v)}**' for v in comparison.verdicts], *map(md, comparison.could_show + comparison.caveats),
              '## Scores', md_table(*_score_rows(comparison)), *map(md, [comparison.baseline, *comparison.notes])]
     if recipe: parts += ['## What was compared', md_table(*_recipe_rows(comparison))]
     if comparison.costs: parts += ['## Costs', md_table(*_cost_rows(comparison))]

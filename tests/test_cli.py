@@ -332,6 +332,11 @@ def test_the_example_of_compare_runs(road):
     assert {'report.html', 'report.md', 'scores.json'} <= {p.name for p in (road/'report').iterdir()}
     assert set(json.loads((road/'report/scores.json').read_text())['models']) == {'unet', 'segformer'}
 
+def test_the_example_of_plan_runs(road, capfd):
+    example(road, 'compare')
+    example(road, 'plan')
+    assert 'unet and segformer: these' in capfd.readouterr().out
+
 def test_the_example_of_predict_runs(road):
     example(road, 'predict')
     assert len(list((road/'predictions/masks').iterdir())) == 3

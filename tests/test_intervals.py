@@ -2,11 +2,11 @@
 
 Short by default; SEGLAB_LONG=1 simulates as many sets as the figures in the documents rest on.
 """
-import runpy
+import json, runpy
 from pathlib import Path
 import numpy as np, pytest
 from seglab.comparison import MIN_PHOTOS, bootstrap_ious, verdict
-from seglab.intervals import Spread, class_pull, draw_runs, interval, joined, seed_spread, spread, t_quantile
+from seglab.intervals import Spread, class_pull, draw_runs, interval, joined, joint_confidence, seed_spread, spread, t_quantile
 from support.faults import LONG
 
 simulation = runpy.run_path(str(Path(__file__).resolve().parents[1]/'bench/intervals.py'))
@@ -32,11 +32,12 @@ def test_coverage_with_few_photos_and_rare_classes(name):
         score, difference = covered(found, 0), covered(found, 1)
         print(f'{name}, {n} photos: {score:.1%} of the scores, {difference:.1%} of the differences')
         slack = 3 * (.05 * .95 / sets)**.5
-        assert score > .90 - slack and difference > .93 - slack, (name, n, score, difference)
+        assert score > .93 - slack and difference > .93 - slack, (name, n, score, difference)
 
-def test_equal_models_are_rarely_called_different():
+@pytest.mark.parametrize('name', ['four common', 'one in ten'])
+def test_equal_models_are_rarely_called_different(name):
     "At MIN_PHOTOS and above; a tenth of this was the rule before, at a true difference of 0.001."
-    pop, sets = Population(MANY['four common'], n=60_000, seed=3), 1000 if LONG else 80
+    pop, sets = Population(MANY[name], n=60_000, seed=3), 1000 if LONG else 40
     for n in (MIN_PHOTOS, 30):
         winners = 0
         for (_, (value, (low, high), truth)) in simulate(pop, n, sets, n_boot=200):
@@ -103,3 +104,29 @@ def test_pulls_add_up_and_ignore_the_order_of_rows():
     assert abs(a.pull.sum()) < 1e-12 and np.isclose(a.variance, b.variance) and np.isclose(a.share.sum(), 1)
     grouped = class_pull([rows], [1], np.repeat(np.arange(3), 3))
     assert np.allclose(grouped.pull, a.pull.reshape(3, 3).sum(1))
+
+def test_a_class_on_few_photos_costs_freedom():
+    "Half of the mean rests on three photos: the error is then known by three photos, whatever the other class is on."
+    rng = np.random.default_rng(0)
+    common = np.stack([np.arange(60), 0*np.arange(60), rng.integers(300, 900, 60), [1000]*60, [0]*60], 1)
+    rare = np.array([[0, 1, 100, 1000, 0], [1, 1, 500, 1000, 0], [2, 1, 900, 1000, 0]])
+    rows = np.concatenate([common, rare]); rows[:, 4] = rows[:, 2]
+    alone, both = (spread([r.astype(np.int32)], [1], np.arange(60), 2)[0] for r in (rows[:60], rows))
+    assert both.freedom < 5 < alone.freedom <= 59/2
+
+def test_intervals_of_several_pairs_are_wider_the_fewer_photos():
+    draws = np.random.default_rng(0).normal(0, .01, (3, 4000))
+    each = joint_confidence(list(draws))
+    assert joint_confidence([draws[0]]) == .95 < each < .95**(1/4) + .005
+    for freedom in (5., 500.):
+        one, many = (np.diff(interval(draws[0], 0., Spread(.01, freedom), within=(-1, 1), each=e))[0] for e in (None, each))
+        assert many / one == pytest.approx(t_quantile((1 + each)/2, freedom) / t_quantile(.975, freedom), rel=1e-6)
+    assert t_quantile((1 + each)/2, 5.) / t_quantile(.975, 5.) > t_quantile((1 + each)/2, 500.) / t_quantile(.975, 500.)
+
+RECORDED = json.loads((Path(__file__).resolve().parents[1]/'nbs/results/intervals.json').read_text())
+
+def test_the_recorded_findings():
+    "What the page prints is what was promised."
+    assert [r['inside'] for r in RECORDED['inside']] == [r['sets'] for r in RECORDED['inside']] == [2000]
+    for r in RECORDED['equal']: assert r['sets'] >= 1000 and r['winners'] <= .05, r
+    for r in RECORDED['groups']: assert min(r['score'], r['difference']) > .93 - 2 * (.05 * .95 / r['sets'])**.5, r

@@ -59,7 +59,7 @@ def test_data_sets_of_ones_own():
     assert _data_digest([own(4)]) == _data_digest([own(4)])
     digests = [_data_digest([d])[0] for d in (own(4), own(5), own(4, .25), Subset(own(4), [0, 1]), Subset(own(4), [1, 2]), ConcatDataset([own(2), own(2, .25)]))]
     assert len(set(digests)) == len(digests)
-    assert _data_digest([own(40)])[1] == ['TensorDataset: 16 of 40 samples were compared']
+    assert _data_digest([own(100)])[1] == ['TensorDataset: 64 of 100 samples were compared']
 
 
 def test_samples_that_change_are_a_doubt():

@@ -52,7 +52,7 @@ def test_a_number_that_cannot_be_meant_leaves_no_folder(kw, tmp_path):
 
 def test_numpys_numbers_are_numbers(tmp_path):
     run = go(tmp_path/'r', epochs=np.int64(1), batch_size=np.int32(2), lr=np.float32(1e-3), seed=np.uint8(3))
-    assert run.recipe.batch_size == 2 and run.recipe.seed == 3 and run.finished
+    assert run.settings.batch_size == 2 and run.settings.seed == 3 and run.finished
 
 
 @pytest.mark.parametrize('loss', [lambda x, y: 3., lambda x, y: F.cross_entropy(x, y, ignore_index=255, reduction='none'), lambda x, y: None])
@@ -141,7 +141,7 @@ def test_indices_may_be_tensors(tmp_path):
     ds = SegDataset.from_folders(images, masks, NAMES, tfms=train_tfms((32, 40)))
     assert (ds[torch.tensor(1)]['pixel_values'] == ds[1]['pixel_values']).all()
     part = Subset(ds, torch.tensor([0, 1, 2]))
-    assert go(tmp_path/'r', data=(part, Subset(ds, np.array([3, 4])))).recipe.train_images == 3
+    assert go(tmp_path/'r', data=(part, Subset(ds, np.array([3, 4])))).settings.train_images == 3
 
 
 def test_weights_next_to_those_of_a_loss_or_a_teacher_load():
