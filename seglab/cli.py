@@ -416,6 +416,27 @@ def _train_one(data, out, set, given):
     model = _start(data, name, seed, weights, size, **_take(given, 'encoder_name'))
     return fit(model, data, out=out, **_take(given, _FIT), **(set or {}))
 
+# %% ../nbs/lib/40_cli.ipynb #9bbb3a7c
+def _by_recipe(models):
+    "Runs NAME-0, NAME-1, … that differ by their seeds alone, as one entry NAME."
+    from seglab.answers import named_models
+    families = {}
+    for m in models:
+        name = re.fullmatch(r'(.+)-\d+', Path(m).name)
+        families.setdefault((Path(m).parent, name[1]) if name and Path(m, 'config.json').is_file() else (m,), []).append(m)
+    whole = {k: ms for k, ms in families.items()
+             if len(k) == 2 and len(ms) > 1 and len(set(map(_but_for_the_seed, ms))) == 1}
+    alone = [m for k, ms in families.items() if k not in whole for m in ms]
+    entries = {k[1]: ms for k, ms in whole.items()} | (named_models(alone) if alone else {})
+    return entries if whole and len(entries) == len(whole) + len(alone) else models
+
+def _but_for_the_seed(path):
+    "The settings of a run as text, without the seed and the weights that it makes."
+    from dataclasses import replace
+    from seglab.files import to_json
+    from seglab.runs import Run
+    return to_json(replace(Run(path).settings, seed=0, start='', start_norms=''))
+
 # %% ../nbs/lib/40_cli.ipynb #36cc8078
 @_verb('data out models+', {'comparison.compare': '-progress', 'dataset.from_folders': _FOLDERS,
                             'dataset.load_data': 'size_hw'},
@@ -427,12 +448,11 @@ def _do_compare(
     **given,
 ):
     "Score models on the same masks by one formula; say which is better where that can be said."
-    from seglab.answers import by_recipe
     from seglab.comparison import compare
     loading = {k: given.pop(k) for k in ('masks', 'suffix', 'val', 'size_hw') if k in given}
     if 'masks' in loading: data = _data_to_score(data, given.pop('split', 'val'), given.pop('classes', None), **loading)
     elif loading: raise UserError(f'{", ".join(loading)}: goes with --masks. Give both, or neither.')
-    return compare(by_recipe(models), data, out, **given)
+    return compare(_by_recipe(models), data, out, **given)
 
 def _data_to_score(photos, split, classes, masks, size_hw=None, **given):
     "The part of two folders that `--split` names; all of it for `--split all`."
