@@ -423,7 +423,8 @@ def _by_recipe(models):
     families = {}
     for m in models:
         name = re.fullmatch(r'(.+)-\d+', Path(m).name)
-        families.setdefault((Path(m).parent, name[1]) if name and Path(m, 'config.json').is_file() else (m,), []).append(m)
+        key = (Path(m).parent, name[1]) if name and Path(m, 'config.json').is_file() else (m,)
+        families.setdefault(key, []).append(m)
     whole = {k: ms for k, ms in families.items()
              if len(k) == 2 and len(ms) > 1 and len(set(map(_but_for_the_seed, ms))) == 1}
     alone = [m for k, ms in families.items() if k not in whole for m in ms]
