@@ -6,7 +6,7 @@
 __all__ = ['LossError', 'Job', 'EpochLines', 'wandb_reporter', 'pick_precision', 'cpu_only', 'make_trainer', 'quiet']
 
 # %% ../nbs/lib/24_trainer.ipynb #db7013be
-import io, math, os, re, sys, tempfile, time, warnings
+import io, math, os, sys, tempfile, time, warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from .own import make_loader
 from .dataset import ByEpoch, CheckedCollate, EpochBatches, EvalBatches
 from .metrics import confusion_matrix, scores
 from .nets import evaluating
+from .card import artifact_name
 from .recipes import averaged, weight_groups
 from .runs import Settings, Run, complete_checkpoint, duration, history_csv, is_best, last_checkpoint, since_best
 
@@ -456,15 +457,13 @@ def finish(self:_WandbReporter,
     try:
         if not failed and (job.path/'best').exists():
             found = {k: v for k, v in Run(job.path).scores.items() if k != 'confusion_matrix'}
-            art = self.wandb.Artifact(_artifact_name(job.path.name), type='model', metadata=found)
+            art = self.wandb.Artifact(artifact_name(job.path.name), type='model', metadata=found)
             art.add_dir(str(job.path/'best'))
             self.run.log_artifact(art, aliases=['best', 'latest'])
         if self.ours: self.run.finish(exit_code=int(failed))
     except Exception as e:
         why = as_text(e).splitlines()[0] if str(e) else type(e).__name__
         job.lines.say(f'W&B: {why}; the run itself is whole, in {job.path}')
-
-def _artifact_name(name): return re.sub(r'[^A-Za-z0-9_.-]+', '-', name)[:100].strip('-.') or 'model'
 
 # %% ../nbs/lib/24_trainer.ipynb #5e7bca3d
 def wandb_reporter(
