@@ -228,8 +228,9 @@ class _Scored(Dataset):
             return x, np.asarray(y).astype(np.uint8)
         except LabelError as e: return LabelError(str(e), e.cause)
         except (ValueError, OSError) as e:
-            return UserError(f"{name} cannot be scored ({' '.join(as_text(e).split())}); "
-                             "put it right and run the same again: all models have to see the same photos.")
+            return mistake('photo', as_text(self.stems[i]), 'a photo and a mask that can be scored',
+                           'Put it right and run the same again: all models have to see the same photos.',
+                           f"an error ({' '.join(as_text(e).split())})")
 
 def _as_list(samples): return samples
 
@@ -340,8 +341,9 @@ def run_facts(
                 'start weights': net.base_weights or 'random', 'encoder': s.get('encoder_name'), 'loss': s.get('loss'),
                 'learning rate': s.get('lr'), 'epochs': s.get('epochs'), 'batch size': s.get('batch_size'),
                 'seed': s.get('seed'), 'photos to train on': s.get('train_images'),
-                'size of a sample': size and f'{size[0]}×{size[1]}', 'data': s.get('data_digest'),
-                'training': seconds and duration(seconds), 'device': config.get('device')}
+                'training size (pixels)': size and f'{size[0]}×{size[1]}',
+                'fingerprint of the data': s.get('data_digest'), 'training time': seconds and duration(seconds),
+                'device': config.get('device')}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, StopIteration, RecursionError) as e:
             raise UserError(f"{n}: expected the files of a run; got config.json or history.csv that cannot be read "
                             f"({' '.join(as_text(e).split())[:120]}). Train the run again, or give its best/ folder."
@@ -359,7 +361,8 @@ def caveats(
     out = []
     if histories and split == 'val':
         out.append(f"The best epoch of {' and '.join(histories)} was chosen on these photos, so the score is a little "
-                   "too good; a test split would not be.")
+                   "too good. To mend that, prepare with split={'val': .1, 'test': .1}, train again and compare with "
+                   "split='test'.")
     best = {n: h['mean_iou'].dropna() for n, h in histories.items()}
     rising = [n for n, v in best.items() if len(v) > 1 and v.iloc[-1] == v.max() > v.iloc[:-1].max()]
     was = 'was' if len(rising) == 1 else 'were'
@@ -368,14 +371,16 @@ def caveats(
         small, large = min(parameters, key=parameters.get), max(parameters, key=parameters.get)
         ratio = parameters[large] / max(parameters[small], 1)
         if ratio >= 1.5: out.append(f'{large} has {ratio:.1f} times the parameters of {small}.')
-    known = {n: r['data'] for n, r in recipes.items() if r.get('data')}
+    known = _fact(recipes, 'fingerprint of the data')
     if len(set(known.values())) > 1: out.append(f"{', '.join(known)} were trained on different data or with different "
                                                 "augmentation: the difference is not the architecture's alone.")
-    sizes = {n: r['size of a sample'] for n, r in recipes.items() if r.get('size of a sample')}
+    sizes = _fact(recipes, 'training size (pixels)')
     if len(set(sizes.values())) > 1:
         out.append('Trained on samples of ' + ', '.join(f'{s} ({n})' for n, s in sizes.items())
                    + ': a model may do worse at a size it was not trained at.')
     return out
+
+def _fact(recipes, name): return {n: r[name] for n, r in recipes.items() if r.get(name)}
 
 def command_line(
     models:dict, # {name: whatever stands for a model}
@@ -400,8 +405,8 @@ def scoring_notes(
     for n, into in (result.mapping or {}).items():
         if n != into: changed.setdefault(into or 'nothing', []).append(n)
     said = '; '.join(f"{', '.join(v[:4])}{', …' * (len(v) > 4)} → {k}" for k, v in list(changed.items())[:6])
-    if changed: out.append(f"{result.name} answers in {model.num_labels} classes; its answers were mapped to the "
-                           f"{result.label_space.num_labels} compared here ({said}{'; …' * (len(changed) > 6)}).")
+    if changed: out.append(f"{result.name} knows {model.num_labels} classes; here its answers count as one of the "
+                           f"{result.label_space.num_labels} classes compared ({said}{'; …' * (len(changed) > 6)}).")
     others = sorted({tuple(s) for s in result.sizes} - {own}) if own else []
     some = ', '.join(f'{h}×{w}' for h, w in others[:3]) + ', …' * (len(others) > 3)
     if others: out.append(f"{result.name} was trained at {own[0]}×{own[1]}; photos of {some} were scaled to that for "
@@ -419,12 +424,13 @@ def same_masks(
         raise UserError(f"data: expected photos to score on; got none for {name}. Give a split that has some.")
     for other, e in others:
         if e.label_space.names != first.label_space.names:
-            raise UserError(f"{name} was scored in {first.label_space.num_labels} classes and {other} in "
-                            f"{e.label_space.num_labels} (or in another order); score both in one label space.")
+            raise mistake('models', f'{name}, {other}', 'models that were scored in the same classes',
+                          'Score both in one label space.', f'{first.label_space.num_labels} classes and '
+                          f'{e.label_space.num_labels}, or the same in another order')
         if e.digest != first.digest:
-            raise UserError(f"{name} and {other} were scored on different masks ({len(first)} and {len(e)} photos, "
-                            f"sizes {sorted(first.sizes)[:2]} and {sorted(e.sizes)[:2]}); evaluate both on the same "
-                            "photos.")
+            raise mistake('models', f'{name}, {other}', 'models that were scored on the same masks',
+                          'Evaluate both on the same photos.', f'different masks ({len(first)} and {len(e)} photos, '
+                          f'sizes {sorted(first.sizes)[:2]} and {sorted(e.sizes)[:2]})')
     return first
 
 # %% ../nbs/lib/35_answers.ipynb #08b1d3aa
@@ -480,13 +486,13 @@ def runs_of(
 
 def spoken_of(
     evaluations:dict, # {name: `Evaluation` or `SeveralRuns`}
-)->str: # "these weights", or the recipes with their numbers of runs
-    "What a verdict on these models speaks of."
+)->str: # these trained models, or the recipes with their numbers of runs
+    "What a verdict on these models holds for."
     several = [f'{len(runs_of(e))} runs of {n}' for n, e in evaluations.items() if len(runs_of(e)) > 1]
     single = [n for n, e in evaluations.items() if len(runs_of(e)) == 1]
-    if not several: return 'these weights'
-    rest = f", and of these weights of {' and '.join(single)}" if single else ''
-    return f"the recipes, by {' and '.join(several)}{rest}"
+    if not several: return f"these {'two ' * (len(single) == 2)}trained models, not for every training of them"
+    rest = f", and for one training of {' and of '.join(single)}" if single else ''
+    return f"the recipes, judged by {' and '.join(several)}{rest}"
 
 # %% ../nbs/lib/35_answers.ipynb #aba105ae
 _MADE = 'scores.json', 'scores_per_photo.csv', 'report.html', 'report.md', 'pictures', 'predictions', 'truth'

@@ -175,15 +175,16 @@ def _gaps(s, scores, data, license):
         yield f'how good it is on {", ".join(map(md, missing[:5]))}{more} (absent from the scored photos)'
 
 # %% ../nbs/lib/29_card.ipynb #9baf3ef9
+def _in_words(k): return md(k.replace('_', ' ').replace('iou', 'IoU').replace('overall accuracy', 'pixel accuracy'))
+
 def _card_scores(s, scores, data, split):
     "The lines with the scores and the classes."
     means = {k: v for k, v in scores.items() if isinstance(v, (int, float))}
     if means:
-        yield from ['', '## Scores', '', f'On {md(data)} ({md(split)}). One confusion matrix over the whole set, '
-                                         'summed, then '
-                    'scored: IoU = TP/(TP+FP+FN); a class absent from truth and prediction is left out of the means.',
-                    '', '| score | value |', '|---|---|', *[f'| {k if k.isidentifier() else md(k)} | {number(v)} |'
-                                                            for k, v in means.items()]]
+        yield from ['', '## Scores', '', f'On {md(data)} ({md(split)}). Mean IoU: 0 = no overlap, 1 = perfect, '
+                    'averaged over the classes. One confusion matrix over the whole set, summed, then scored: IoU = '
+                    'TP/(TP+FP+FN); a class absent from truth and prediction is left out of the means.', '',
+                    '| score | value |', '|---|---|', *[f'| {_in_words(k)} | {number(v)} |' for k, v in means.items()]]
     iou = scores.get('per_category_iou') or {}
     yield from ['', '## Classes', '', '| index | class | IoU |' if iou else '| index | class |', '|---|---|---|'
                 if iou else '|---|---|']

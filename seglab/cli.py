@@ -452,7 +452,9 @@ def _do_compare(
     from seglab.comparison import compare
     loading = {k: given.pop(k) for k in ('masks', 'suffix', 'val', 'size_hw') if k in given}
     if 'masks' in loading: data = _data_to_score(data, given.pop('split', 'val'), given.pop('classes', None), **loading)
-    elif loading: raise UserError(f'{", ".join(loading)}: goes with --masks. Give both, or neither.')
+    elif loading:
+        name, value = next(iter(loading.items()))
+        raise mistake(name, value, 'a value only together with --masks', 'Give both, or neither.')
     return compare(_by_recipe(models), data, out, **given)
 
 def _data_to_score(photos, split, classes, masks, size_hw=None, **given):

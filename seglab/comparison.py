@@ -120,21 +120,21 @@ def verdict(
     n:int, # number of photos, or of groups
     confidence:float=.95, # of the interval
     unit:str='photos', # what was drawn
-    about:str='these weights', # what the verdict speaks of
+    about:str='these two trained models, not for every training of them', # what the verdict holds for
 )->Verdict: # the better one, if it is shown, and a sentence
     "Say which model is better, if the photos show it."
     amount = lambda x: f'{x:.4f}' if abs(x) >= 5e-5 or x == 0 else f'{x:.0e}'
     none = f'No winner between {a} and {b}: '
     best, other, sign = (b, a, 1) if difference > 0 else (a, b, -1)
-    ends = sorted([sign * low, sign * high])
-    span = f'{confidence:.0%} interval of the difference, {amount(ends[0])} to {amount(ends[1])} over {n:,} {unit}'
+    more, ends = amount(abs(difference)), sorted([sign * low, sign * high])
+    span = f'{confidence:.0%} interval of the difference is {amount(ends[0])} to {amount(ends[1])} over {n:,} {unit}'
     if not low <= high: return Verdict(a, b, difference, low, high, None, f'{none}no class was met in the {n} {unit}.')
     if n < MIN_PHOTOS: said = f'{none}{n} {unit} are too few to call either better (at least {MIN_PHOTOS} are needed).'
     elif low == high == 0: said = f'{none}they score the same on these {n:,} {unit}.'
     elif low <= 0 <= high:
-        said = f'{none}{best} is ahead by {amount(abs(difference))} mean IoU, but the {span}, includes 0.'
+        said = f'{none}{best} is ahead by {more} mean IoU, but the {span}, so it may be chance.'
     else: return Verdict(a, b, difference, low, high, best, f'{best} is better than {other}: its mean IoU is higher by '
-                         f'{amount(abs(difference))}; the {span}, leaves out 0. It speaks of {about}.')
+                         f'{more}; the {span}, so the difference is unlikely to be chance. This holds for {about}.')
     return Verdict(a, b, difference, low, high, None, said)
 
 # %% ../nbs/04_compare.ipynb #48da26d5
@@ -387,7 +387,7 @@ def notes(self:Comparison)->list: # sentences
     for n, e in self.evaluations.items():
         said = np.flatnonzero(e.matrix.sum(0))
         if len(said) == 1 and (e.matrix.sum(1) > 0).sum() > 1:
-            out.append(f"{n} says {names[said[0]]} everywhere: it tells nothing apart.")
+            out.append(f"{n} says {names[said[0]]} everywhere: it gives every pixel the same class.")
     rare = [k for k in np.argsort(self.support, kind='stable') if 0 < self.support[k] < 5]
     some = ', '.join(f'{names[k]} ({self.support[k]})' for k in rare[:6]) + ', …' * (len(rare) > 6)
     are = 'is' if len(rare) == 1 else 'are'

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 # %% ../nbs/lib/30_metrics.ipynb #4a3620ff
-from .files import UserError
+from .files import mistake
 from .images import IGNORE
 
 # %% ../nbs/lib/30_metrics.ipynb #4d3ad7e2
@@ -83,9 +83,8 @@ def _to_indices(pred, target, num_labels):
     "Logits as class indices, beside their targets."
     channel = pred.ndim - 3 if pred.ndim == target.ndim + 1 else None
     if channel is None or pred.shape[channel] != num_labels or pred.ndim not in (3, 4):
-        raise UserError(f'Float predictions of shape {tuple(pred.shape)} were taken for logits, which need shape '
-                         f'(B,{num_labels},H,W) for targets of shape {tuple(target.shape)}; '
-                         'indices need an integer dtype.')
+        raise mistake('pred', pred.dtype, f'logits of shape (B,{num_labels},H,W) for targets of shape '
+                      f'{tuple(target.shape)}', 'Give indices an integer dtype.', f'shape {tuple(pred.shape)}')
     return argmax(pred if channel else pred[None]), target if channel else target[None]
 
 def _as_pair(pred, target, num_labels):
@@ -94,28 +93,29 @@ def _as_pair(pred, target, num_labels):
     pred = torch.as_tensor(pred).to(target.device) if not isinstance(pred, torch.Tensor) else pred
     target = target.to(pred.device)
     if target.is_floating_point() or target.is_complex():
-        raise UserError(f'Targets are {target.dtype}, but class indices are integers: pass the mask, not its one-hot '
-                         'or probabilities, and convert it with .long() or .astype(np.uint8).')
+        raise mistake('target', target.dtype, 'class indices, which are integers', 'Pass the mask, not its one-hot or '
+                      'probabilities, and convert it with .long() or .astype(np.uint8).')
     if pred.is_floating_point(): pred, target = _to_indices(pred, target, num_labels)
     if pred.shape != target.shape:
-        raise UserError(f'Predictions have shape {tuple(pred.shape)}, targets {tuple(target.shape)}: '
-                         'upsample the logits to the mask\'s own size before comparing.')
+        raise mistake('pred', tuple(pred.shape), f"the targets' shape {tuple(target.shape)}",
+                      "Upsample the logits to the mask's own size before comparing.")
     return pred.reshape(-1), target.reshape(-1)
 
 # %% ../nbs/lib/30_metrics.ipynb #d6095038
 def _refuse(what, values, counts, num_labels, ignore_index):
     "One sentence about values that no class has."
     some = ', '.join(f'{v} ({n:,} px)' for v, n in list(zip(values, counts))[:6]) + (', …' if len(values) > 6 else '')
-    fix = 'map the mask through a LabelSpace first' if what == 'Targets' else 'the model has more outputs than classes'
-    raise UserError(f'{what} hold {some}, but with num_labels={num_labels} only 0…{num_labels-1}'
-                     f'{f" and {ignore_index} (ignore)" if what == "Targets" else ""} may occur: {fix}.')
+    ignore = f' and {ignore_index} (ignore)' if what == 'target' else ''
+    fix = ('Map the mask through a LabelSpace first.' if what == 'target' else
+           'The model has more outputs than classes: build it for these.')
+    raise mistake('num_labels', num_labels, f'only 0…{num_labels-1}{ignore} in {what}', fix, some)
 
 # %% ../nbs/lib/30_metrics.ipynb #b73c9849
 def _from_histogram(joint, K, ignore_index):
     "(K+2,K+1) counts from a (256,256) histogram, whose other cells must be empty."
     rows = joint.sum(1)
     bad = [i for i in rows.nonzero().flatten().tolist() if i >= K and i != ignore_index]
-    if bad: _refuse('Targets', bad, rows[bad].tolist(), K, ignore_index)
+    if bad: _refuse('target', bad, rows[bad].tolist(), K, ignore_index)
     out = joint.new_zeros(K + 2, K + 1)
     out[:K, :K] = joint[:K, :K]
     if ignore_index is not None:
@@ -126,7 +126,7 @@ def _from_histogram(joint, K, ignore_index):
     cols = kept[:, K:].sum(0)
     if cols.any():
         bad = cols.nonzero().flatten()
-        _refuse('Predictions', (bad + K).tolist(), cols[bad].tolist(), K, ignore_index)
+        _refuse('pred', (bad + K).tolist(), cols[bad].tolist(), K, ignore_index)
     return out
 
 # %% ../nbs/lib/30_metrics.ipynb #ffa40337
@@ -135,9 +135,9 @@ def _from_bincount(pred, target, K, ignore_index):
     out = _bincount(pred, target, K, ignore_index)
     if out[K+1].any():
         bad = target[((target < 0) | (target >= K)) & (target != (K if ignore_index is None else ignore_index))]
-        _refuse('Targets', *[v.tolist() for v in bad.unique(return_counts=True)], K, ignore_index)
+        _refuse('target', *[v.tolist() for v in bad.unique(return_counts=True)], K, ignore_index)
     if out[:K, K].any():
-        _refuse('Predictions', *[v.tolist() for v in pred[(pred < 0) | (pred >= K)].unique(return_counts=True)],
+        _refuse('pred', *[v.tolist() for v in pred[(pred < 0) | (pred >= K)].unique(return_counts=True)],
                 K, ignore_index)
     return out
 
@@ -148,7 +148,7 @@ def _count_pairs(pred, target, num_labels, ignore_index):
     K = num_labels
     if pred.device.type != 'cpu': return _bincount(pred, target, K, ignore_index)
     if ignore_index is not None and not 0 <= ignore_index < 256 and K < 256:
-        if (target == 255).any(): _refuse('Targets', [255], [int((target == 255).sum())], K, ignore_index)
+        if (target == 255).any(): _refuse('target', [255], [int((target == 255).sum())], K, ignore_index)
         target, ignore_index = torch.where(target == ignore_index, 255, target), 255
     if K > 255 or not (_is_byte(pred) and _is_byte(target)): return _from_bincount(pred, target, K, ignore_index)
     return _from_histogram(_histogram(pred.to(torch.uint8), target.to(torch.uint8)), K, ignore_index)
@@ -170,8 +170,9 @@ def _check_spare(counts, num_labels, ignore_index):
     "Raise when the spare cells show values out of range."
     targets, preds = int(counts[num_labels+1].sum()), int(counts[:num_labels, num_labels].sum())
     if targets or preds:
-        raise UserError(f'{targets:,} target pixels and {preds:,} predicted pixels lie outside 0…{num_labels-1} '
-                         f'(ignore is {ignore_index}): run check_labels on the CPU copy of the batch to see which.')
+        raise mistake('num_labels', num_labels, f'only 0…{num_labels-1}, and {ignore_index} for ignore',
+                      'Run check_labels on the CPU copy of the batch to see which.',
+                      f'others in {targets:,} target pixels and {preds:,} predicted pixels')
 
 # %% ../nbs/lib/30_metrics.ipynb #9fdd75cb
 FORMULA = ("IoU of a class = TP / (TP + FP + FN), each counted in pixels over all photos together; mean IoU = the mean "
@@ -252,8 +253,7 @@ def boundary_counts(
     "Count, for each class, how far the bands along the outlines agree."
     pred, target = (np.asarray(torch.as_tensor(a).cpu()) for a in (pred, target))
     if pred.shape != target.shape or pred.ndim not in (2, 3):
-        raise UserError(f'Predictions of shape {pred.shape} and targets of shape {target.shape}: '
-                         'both must be class indices of one shape (H,W) or (B,H,W).')
+        raise mistake('pred', pred.shape, f"class indices of the targets' shape {target.shape}, (H,W) or (B,H,W)")
     if pred.ndim == 3:
         one = (boundary_counts(p, t, num_labels, ignore_index, ratio) for p, t in zip(pred, target))
         return sum(one, np.zeros((2, num_labels), np.int64))

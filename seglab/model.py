@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import nn
 
 # %% ../nbs/lib/20_model.ipynb #449ed379
-from .files import UserError, as_text, disk_errors, mistake, read_json, write_json, write_text
+from .files import as_text, disk_errors, mistake, read_json, write_json, write_text
 from .images import IGNORE, LabelError, read_image
 from .names import find_images
 from .labels import check_class_weights
@@ -41,7 +41,7 @@ def _to_logits(out):
         if get(key) is not None: return get(key)
     if get('masks_queries_logits') is not None:
         return _from_queries(get('class_queries_logits'), get('masks_queries_logits'))
-    raise UserError(f'The net returned a {type(out).__name__} without logits: wrap it so that it returns (B,K,H,W).')
+    raise mistake('net', type(out).__name__, 'an answer with logits', 'Wrap it so that it returns (B,K,H,W).', 'none')
 
 # %% ../nbs/lib/20_model.ipynb #802277b0
 def _from_queries(classes, masks):
@@ -70,8 +70,8 @@ def _forward(net, x):
     try: return net(x)
     except ValueError as e:
         if 'more than 1 value per channel' not in str(e): raise
-        raise UserError(f'{type(net).__name__} normalises over the batch and cannot train on a single image: '
-                        'use a batch of at least 2, and drop a last batch of 1.') from e
+        raise mistake('batch_size', 1, f'a batch of at least 2, for {type(net).__name__} normalises over the batch',
+                      'Use larger batches, and drop a last batch of 1.', 'a single image to train on') from e
 
 # %% ../nbs/lib/20_model.ipynb #96a51c09
 class Segmenter(nn.Module):
@@ -115,7 +115,7 @@ def _check_net(net, K):
         raise mistake('label_space', 1, 'at least two classes', "Name the background too: ['background', 'cat'].",
                       'a single one, of which every pixel would be')
     if out not in (None, K) and (out, K) != (1, 2):
-        raise UserError(f'The net answers for {out} classes but {K} are named: build it with this label space.')
+        raise mistake('label_space', f'{K} classes', f'{out}, which the net answers for', 'Build it with this one.')
     if channels not in (None, 3):
         raise mistake('in_channels', channels, '3', 'Leave it out; grey photos become three equal channels.')
     last = getattr(getattr(net, 'segmentation_head', None), '2', None) if library_of(net) == 'smp' else None
@@ -201,8 +201,8 @@ def _to_maps(self:Segmenter, logits):
     if logits.ndim == 4 and logits.shape[1] == 1 and self.num_labels == 2:
         return torch.cat([torch.zeros_like(logits), logits], 1)
     if logits.ndim == 4 and logits.shape[1] == self.num_labels: return logits
-    raise UserError(f'{as_text(self.name)} answered with shape {tuple(logits.shape)} where (B,{self.num_labels},h,w) '
-                    'was expected: build the net for as many classes as are named.')
+    raise mistake('net', as_text(self.name), f'logits of shape (B,{self.num_labels},h,w)',
+                  'Build the net for as many classes as are named.', f'shape {tuple(logits.shape)}')
 
 # %% ../nbs/lib/20_model.ipynb #f3836614
 def _dtype(net): return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
@@ -515,10 +515,12 @@ def _check_answers(s, hw):
     x, K = torch.randint(0, 256, (2, 3, *hw), dtype=torch.uint8, device=s.device), s.num_labels
     y = s(x)                                                                               # (2,K,H,W)
     if y.shape != (2, K, *hw) or y.dtype != torch.float32:
-        raise UserError(f'{s.name} answered {tuple(y.shape)} {y.dtype} for {hw}; expected {(2, K, *hw)} float32.')
-    if not torch.equal(y, s(x)): raise UserError(f'{s.name} answers differently the second time in evaluation.')
+        raise _broken(s, f'{(2, K, *hw)} float32 for two photos of {hw}', f'{tuple(y.shape)} {y.dtype}')
+    if not torch.equal(y, s(x)): raise _broken(s, 'the same answer twice in evaluation', 'another the second time')
     if not torch.allclose(y[:1], s(x[:1]), atol=1e-3):
-        raise UserError(f'{s.name} lets photos of a batch see each other.')
+        raise _broken(s, 'the same answer for a photo in any batch', 'photos that see each other')
+
+def _broken(s, expected, got): return mistake('model', s.name, expected, got=got)
 
 # %% ../nbs/lib/20_model.ipynb #e093875f
 def _check_learning(s, x, labels, steps, lr):
@@ -530,10 +532,10 @@ def _check_learning(s, x, labels, steps, lr):
         opt.zero_grad()
         loss.backward()
         still = [n for n, p in s.named_parameters() if p.requires_grad and p.grad is None]
-        if still: raise UserError(f'{s.name}: no gradient reaches {len(still)} parameters, such as {still[0]}.')
+        if still: raise _broken(s, 'a gradient for every parameter', f'none for {len(still)}, such as {still[0]}')
         opt.step()
         if losses[-1] < losses[0] / 2: return losses
-    raise UserError(f'{s.name} did not learn two photos in {steps} steps (loss {losses[0]:.3f} → {losses[-1]:.3f}).')
+    raise _broken(s, f'half the loss on two photos in {steps} steps', f'loss {losses[0]:.3f} → {losses[-1]:.3f}')
 
 def _two_images(K, size_hw, device):
     "(2,3,H,W) uint8 and (2,H,W) int64: stripes, each class in its own grey."
@@ -550,7 +552,7 @@ def _check_saving(s, x):
         a, b = s.net.state_dict(), loaded.net.state_dict()
         same = a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
         if not same or not torch.allclose(s(x), loaded(x), atol=1e-5):    # kernels round as memory is aligned
-            raise UserError(f'{s.name} is not the same after saving and loading.')
+            raise _broken(s, 'the same weights and logits after saving and loading', 'others')
 
 # %% ../nbs/lib/20_model.ipynb #0fc06888
 def count_flops(

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 # %% ../nbs/lib/28_nets.ipynb #325b4c04
-from .files import UserError, as_text, did_you_mean, mistake, read_json, write_json
+from .files import as_text, did_you_mean, mistake, one_line, read_json, write_json
 from .dataset import LabelSpace
 
 # %% ../nbs/lib/28_nets.ipynb #e943bf39
@@ -95,13 +95,13 @@ def read_weights(
             return load_file(path)
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:                                              # whatever a broken or hostile file provokes
-        raise UserError(f'{as_text(path)} is no readable weights file ({type(e).__name__}: it is cut short, of another '
-                        'format, '
-                        'or holds more than tensors, which is refused): save a state dict again.') from e
+        raise mistake('weights', as_text(path), 'a readable weights file', 'Save a state dict again.',
+                      f'one that is cut short, of another format, or holds more than tensors, which is refused '
+                      f'({type(e).__name__})') from e
     state = next((state[k] for k in _WRAPPED if isinstance(state, dict) and isinstance(state.get(k), dict)), state)
     if isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values()): return state
-    raise UserError(f'{as_text(path)} holds no state dict of tensors: save one with torch.save(model.state_dict(), '
-                    'path).')
+    raise mistake('weights', as_text(path), 'a file with a state dict of tensors',
+                  'Save one with torch.save(model.state_dict(), path).', 'a file without one')
 
 # %% ../nbs/lib/28_nets.ipynb #fe1abf50
 _PREFIXES = 'module.', '_orig_mod.', 'model.', 'segmenter.', 'net.'
@@ -128,17 +128,17 @@ def load_state(
     wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if wrong and not missing and not extra:
         k = sorted(wrong, key=lambda k: own[k].numel())[-1]
-        raise UserError(f'{as_text(path)} was trained for other classes: {k} has shape {tuple(state[k].shape)}, but '
-                        'this net '
-                        f'needs {tuple(own[k].shape)}; build the net with the same classes, or train the head anew.')
+        raise mistake('weights', as_text(path), f'{k} of shape {tuple(own[k].shape)}, which this net needs',
+                      'Build the net with the same classes, or train the head anew.',
+                      f'shape {tuple(state[k].shape)}, for it was trained for other classes')
     if missing or extra or wrong:
         shared = os.path.commonprefix(list(state)).rpartition('.')[0]
         odd = shared and shared.split('.')[0] not in {k.split('.')[0] for k in own}
-        prefix = f' All its names begin with {as_text(shared)!r}.' if odd else ''
-        raise UserError(f'{as_text(path)} does not fit this net ({len(missing)} tensors missing, {len(extra)} too '
-                        f'many, {len(wrong)} of '
-                        f'another shape, first {(missing + extra + wrong)[0]}): build the architecture and encoder it '
-                        f'was saved from.{prefix}')
+        prefix = f'; all its names begin with {as_text(shared)!r}' if odd else ''
+        raise mistake('weights', as_text(path), 'the tensors of this net',
+                      'Build the architecture and encoder that the file was saved from.',
+                      f'{len(missing)} tensors missing, {len(extra)} too many, {len(wrong)} of another shape, '
+                      f'first {(missing + extra + wrong)[0]}{prefix}')
     net.load_state_dict(state)
 
 # %% ../nbs/lib/28_nets.ipynb #46948073
@@ -180,8 +180,8 @@ def check_model_folder(
     for name in ('config.json', 'model.safetensors.index.json', 'preprocessor_config.json', 'seglab.json'):
         found = _danger(read_json(folder/name, todo='Save the model again.')) if (folder/name).is_file() else None
         if found:
-            raise UserError(f'{as_text(folder/name)}: {as_text(found)[:160]}, which is refused. Use a model that is '
-                            'whole in its folder.')
+            raise mistake('folder', as_text(folder), 'a model that is whole in its folder', 'Use another model.',
+                          f'in {name} {as_text(found)[:160]}, which is refused')
 
 def _no_model(folder):
     "The error for a folder without a model; masks and unfinished runs get a sentence of their own."
@@ -305,8 +305,9 @@ def hub_config(
         try: config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=local, **options)
         except OSError: raise
         except Exception as e:                                # validators of transformers have their own kinds
-            raise UserError(f'{as_text(name)} is no model that transformers knows ({_line(e)}): give a model type, a '
-                            'folder with config.json, or a name on the hub.') from e
+            raise mistake('name', as_text(name), 'a model that transformers knows',
+                          'Give a model type, a folder with config.json, or a name on the hub.',
+                          f'an error ({_line(e)})') from e
     unknown = [k for k in options if not hasattr(config, k)]
     if unknown:
         raise mistake(unknown[0], options[unknown[0]],
@@ -333,15 +334,13 @@ def hub_net(
                                              dtype=torch.float32)
     except ConnectionError: raise
     except Exception as e:                                              # safetensors and torch have their own kinds
-        raise UserError(f'{as_text(weights)} holds no readable weights for {config.model_type} ({type(e).__name__}: '
-                        f'{_line(e)}): save them again, or pass weights=None.') from e
+        raise mistake('weights', as_text(weights), f'readable weights for {config.model_type}',
+                      'Save them again, or pass weights=None.', f'an error ({type(e).__name__}: {_line(e)})') from e
     wrong, missing = ([k if isinstance(k, str) else k[0] for k in info[f'{w}_keys']] for w in ('mismatched', 'missing'))
     if strict and (wrong or missing):
-        raise UserError(f'{as_text(weights)} does not fit its own configuration '
-                        f'({", ".join(sorted(wrong + missing)[:3])} '
-                        f'{"have another shape" if wrong else "are missing"}): an old head kept after the classes '
-                        'changed, '
-                        'or a file of another model; save the model again.')
+        raise mistake('weights', as_text(weights), 'tensors that fit its own configuration', 'Save the model again.',
+                      f'{", ".join(sorted(wrong + missing)[:3])} {"of another shape" if wrong else "missing"}: an old '
+                      'head kept after the classes changed, or a file of another model')
     if wrong:
         warnings.warn(f'{weights} was trained for other classes: {", ".join(sorted(wrong)[:3])} start from random '
                       'values and need training.')
@@ -412,11 +411,12 @@ def smp_net(
     odd = sorted(config.keys() - smp_options(arch, encoder)) + [k for k in _TIMM & config.keys()
                                                                 if not isinstance(config[k], (int, float, list))]
     if odd:
-        raise UserError(f'{as_text(file)}: {as_text(odd[0])!r} is no option of {arch}, and others are refused, for '
-                        'they would reach timm. Save the model again.')
+        raise mistake(one_line(odd[0]), config[odd[0]], f'an option of {arch}', 'Save the model again.',
+                      f'one in {as_text(file)} that is refused, for it would reach timm')
     try: return smp.MODEL_ARCHITECTURES_MAPPING[arch](**config | dict(encoder_weights=None, activation=None) | changes)
     except Exception as e:                                              # each encoder fails in its own way
-        raise UserError(f'{as_text(file)} describes no net of smp ({_line(e)}): save the model again.') from e
+        raise mistake('file', as_text(file), 'the configuration of a net of smp', 'Save the model again.',
+                      f'an error ({_line(e)})') from e
 
 # %% ../nbs/lib/28_nets.ipynb #54fe06e0
 def write_net(
@@ -487,4 +487,5 @@ def describe_foreign_model(
                                     name=config.get('_model_class') or config.get('model_type'), base_weights=base),
                                SavedModel)
     except (msgspec.ValidationError, ValueError, TypeError, AttributeError) as e:
-        raise UserError(f'{as_text(folder)} is no model that we can read ({_line(e)}): save it again.') from e
+        raise mistake('folder', as_text(folder), 'a model that we can read', 'Save it again.',
+                      f'an error ({_line(e)})') from e

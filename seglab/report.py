@@ -311,9 +311,11 @@ def page_data(
     return text
 
 # %% ../nbs/lib/31_report.ipynb #6d607936
+_SCALE = 'Mean IoU: 0 = no overlap, 1 = perfect, averaged over the classes.'
+
 def _score_rows(comparison):
     head = ['model', 'mean IoU', f'{comparison.confidence:.0%} interval', 'mean Dice', 'boundary IoU', 'pixel accuracy',
-            'mean accuracy', 'ECE']
+            'mean accuracy', 'calibration error (ECE)']
     rows = []
     for n, e in comparison.evaluations.items():
         s, (low, high) = e.scores, comparison.intervals[n]
@@ -372,8 +374,8 @@ def _method(comparison):
            "pixels.",
            f"Intervals: paired bootstrap over {unit}, {comparison.n_boot:,} draws, seed {comparison.seed}, centred on "
            "the score and widened for few photos and rare classes. A model is called better only where the interval of "
-           f"the difference leaves out 0. A verdict speaks of {spoken_of(comparison.evaluations)} and of "
-           f"{'new groups' if comparison.grouped else 'photos'} like these."]
+           f"the difference leaves out 0. A verdict holds on {'new groups' if comparison.grouped else 'photos'} like "
+           f"these, for {spoken_of(comparison.evaluations)}."]
     if pairs > 1: out.append(f"{pairs} pairs are looked at; each interval of a difference is one of "
                              f"{comparison.each:.2%}, so that all hold together in {comparison.confidence:.0%} of the "
                              "cases.")
@@ -383,7 +385,7 @@ def _method(comparison):
         out.append(f"Costs: measured on {c['device']} for photos of {h}×{w}, models in turns, medians; throughput at "
                    f"batch {c['batch_size']}; two FLOPs per multiply-add; memory is weights plus the most bytes of "
                    "tensors alive during one forward pass.")
-    if comparison.command: out.append(f'To do it again: {comparison.command}')
+    if comparison.command: out.append(f'Command that reproduces this report: {comparison.command}')
     return out
 
 # %% ../nbs/lib/31_report.ipynb #f1f19c53
@@ -434,8 +436,8 @@ def _html(comparison, figures, photos, said):
     return template.render(
         title='Comparison: ' + ', '.join(names), subtitle=_subtitle(comparison), verdicts=comparison.verdicts,
         caveats=comparison.could_show + comparison.caveats, notes=[comparison.baseline, *comparison.notes],
-        tables=tables, photos=photos,
-        said=said, orders=[(json.dumps(v), t) for v, t in orders], data=page_data(comparison, photos), charts=charts,
+        tables=tables, photos=photos, scale=_SCALE, said=said,
+        orders=[(json.dumps(v), t) for v, t in orders], data=page_data(comparison, photos), charts=charts,
         method=_method(comparison))
 
 # %% ../nbs/lib/31_report.ipynb #7175b23a
@@ -444,7 +446,8 @@ def _markdown(comparison, figures):
     (head, rows), (_, recipe) = _class_rows(comparison), _recipe_rows(comparison)
     parts = ['# Comparison: ' + md(', '.join(comparison.evaluations)), md(_subtitle(comparison)),
              *[f'**{md(v)}**' for v in comparison.verdicts], *map(md, comparison.could_show + comparison.caveats),
-             '## Scores', md_table(*_score_rows(comparison)), *map(md, [comparison.baseline, *comparison.notes])]
+             '## Scores', _SCALE, md_table(*_score_rows(comparison)),
+             *map(md, [comparison.baseline, *comparison.notes])]
     if recipe: parts += ['## What was compared', md_table(*_recipe_rows(comparison))]
     if comparison.costs: parts += ['## Costs', md_table(*_cost_rows(comparison))]
     parts += ['## Pictures', *[f'![{md(alt)}](pictures/{quote(name)}.png)\n\n*{md(alt)}.*'

@@ -23,7 +23,7 @@ from .zoo import from_transformers
 
 # %% ../nbs/03_segformer.ipynb #7dbda586
 class OverlapPatchEmbed(nn.Module):
-    "Overlapping patches become tokens, each a vector of `channels` numbers"
+    "Overlapping patches become tokens, each a vector of `channels` numbers."
     def __init__(self,
         in_channels:int,  # channels of the map that comes in, 3 for an image
         channels:int,     # length C of a token
@@ -44,7 +44,7 @@ class OverlapPatchEmbed(nn.Module):
 
 # %% ../nbs/03_segformer.ipynb #4eeab617
 class EfficientAttention(nn.Module):
-    "Self-attention in which `reduction`² tokens share one key and one value"
+    "Self-attention in which `reduction`² tokens share one key and one value."
     def __init__(self,
         channels:int,     # length C of a token
         heads:int=1,      # independent attentions, each on C/heads of the channels
@@ -73,7 +73,7 @@ def reduced(self:EfficientAttention,
     h:int,          # height of their grid
     w:int,          # width of their grid
 )->torch.Tensor:    # (B,M,C) tokens that keys and values are made of, M = N / reduction²
-    "The shrunken token list"
+    "The shrunken token list."
     if self.reduction == 1: return x
     x = x.transpose(1, 2).unflatten(2, (h, w))              # (B,C,h,w)
     return self.norm(self.shrink(x).flatten(2).transpose(1, 2))
@@ -85,14 +85,14 @@ def maps(self:EfficientAttention,
     h:int,          # height of their grid
     w:int,          # width of their grid
 )->torch.Tensor:    # (B,heads,N,M), each row sums to 1
-    "Who looks where: the softmax of queries against keys"
+    "Who looks where: the softmax of queries against keys."
     q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)                       # (B,heads,N,d)
     k = self.key(self.reduced(x, h, w)).unflatten(-1, (self.heads, -1)).transpose(1, 2)     # (B,heads,M,d)
     return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
 
 # %% ../nbs/03_segformer.ipynb #a2d64990
 class MixFFN(nn.Module):
-    "Feed-forward net of a token, with a 3x3 depthwise convolution in its middle"
+    "Feed-forward net of a token, with a 3x3 depthwise convolution in its middle."
     def __init__(self,
         channels:int,     # length C of a token
         expansion:int=4,  # the middle is wider by this
@@ -115,7 +115,7 @@ class MixFFN(nn.Module):
 
 # %% ../nbs/03_segformer.ipynb #ca3b2a93
 class Block(nn.Module):
-    "A transformer block: attention, then Mix-FFN, each added to its input"
+    "A transformer block: attention, then Mix-FFN, each added to its input."
     def __init__(self,
         channels:int,     # length C of a token
         heads:int,        # attention heads
@@ -136,7 +136,7 @@ class Block(nn.Module):
 
 # %% ../nbs/03_segformer.ipynb #63da1432
 class Stage(nn.Module):
-    "Patch embedding, blocks, norm: a smaller map with more channels"
+    "Patch embedding, blocks, norm: a smaller map with more channels."
     def __init__(self,
         in_channels:int,  # channels of the map that comes in
         channels:int,     # channels C of the map that goes out
@@ -161,7 +161,7 @@ class Stage(nn.Module):
 
 # %% ../nbs/03_segformer.ipynb #34089c24
 class AllMLPHead(nn.Module):
-    "Four maps to one: a linear layer each, stretch, concatenate, mix, score"
+    "Four maps to one: a linear layer each, stretch, concatenate, mix, score."
     def __init__(self,
         channels:tuple,     # channels of the four maps
         width:int=256,      # common number of channels
@@ -186,7 +186,7 @@ class AllMLPHead(nn.Module):
 
 # %% ../nbs/03_segformer.ipynb #66f89780
 class SegFormer(nn.Module):
-    "Four stages and the head; the defaults are the paper's smallest, B0"
+    "Four stages and the head; the defaults are the paper's smallest, B0."
     def __init__(self,
         num_labels:int=2,                   # classes K
         channels:tuple=(32, 64, 160, 256),  # of the four stages
@@ -226,7 +226,7 @@ def build_segformer(
     size_hw:tuple|None=None,  # (H, W) that predict resizes photos to; None leaves them as they are
     **kwargs,                 # to transformers' SegformerConfig: hidden_sizes, depths, drop_path_rate, …
 )->Segmenter:                 # in training mode, on the CPU
-    "transformers' SegFormer as a `Segmenter`"
+    "transformers' SegFormer as a `Segmenter`."
     if variant not in SEGFORMER_SIZES: raise mistake('variant', variant, ', '.join(SEGFORMER_SIZES))
     if weights is None:
         return from_transformers('segformer', label_space, None, size_hw=size_hw, **SEGFORMER_SIZES[variant] | kwargs)

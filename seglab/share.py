@@ -21,7 +21,7 @@ import torch
 
 # %% ../nbs/lib/33_share.ipynb #e945d34a
 from .files import (
-    UserError, as_text, disk_errors, md, mistake, new_folder, progress_bar, read_json, to_json, unique_names,
+    as_text, disk_errors, md, mistake, new_folder, progress_bar, read_json, to_json, unique_names,
     versions, write_atomic, write_csv, write_json)
 from .images import encode_image, encode_mask, read_image
 from .names import find_images
@@ -37,7 +37,7 @@ _PRIVATE = ('trainer_state', 'training_args', 'optimizer', 'scheduler', 'rng_sta
 def _regular(*paths):
     "Those of the paths that are files; a link is an error."
     for path in map(Path, paths):
-        if path.is_symlink(): raise UserError(f'{as_text(path)} is a symbolic link to any file. Replace it by a copy.')
+        if path.is_symlink(): raise mistake('file', as_text(path), 'no symbolic link', 'Replace it by a copy.')
         if path.is_file(): yield path
 
 # %% ../nbs/lib/33_share.ipynb #2c2dc897
@@ -294,7 +294,7 @@ def _onnx_check(model, path, sizes):
         x = _test_photos(n, h, w, i)
         with evaluating(model): want = model.predict_batch(torch.from_numpy(x)).numpy()
         got, = session.run(None, {'pixel_values': x})
-        if got.shape != want.shape: raise UserError(f'the exported graph answers {got.shape}; expected {want.shape}')
+        if got.shape != want.shape: raise mistake('shape', got.shape, f'{want.shape} from the exported graph')
         difference = float(np.abs(got - want).max())
         worst, relative = max(worst, difference), max(relative, difference / max(1, float(np.abs(want).max())))
         same, total = same + int((got.argmax(1) == want.argmax(1)).sum()), total + want[:, 0].size
@@ -374,9 +374,9 @@ def export_onnx(
                 out.parent.mkdir(parents=True, exist_ok=True)
                 return _seal(model, draft, out, measured, sizes, tile)
             said.append(f'logits differ by {worst:.2g} ({relative:.2g} of the largest), in {1 - equal:.4%} of pixels')
-    raise UserError(f"{as_text(model.name)} cannot be exported faithfully: torch's tracing exporter gave {said[0]}; "
-                    f'its graph exporter gave {said[1]}; expected logits within {tol:g} of the largest and '
-                    f'{least:.2%} equal pixels. Give a larger tol= if that is near enough.')
+    raise mistake('model', as_text(model.name), f'an export with logits within {tol:g} of the largest and {least:.2%} '
+                  'equal pixels', 'Give a larger tol= if that is near enough.',
+                  f"from torch's tracing exporter {said[0]}; from its graph exporter {said[1]}")
 
 # %% ../nbs/lib/33_share.ipynb #507f6a7a
 def _mask_values(space, values):

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 # %% ../nbs/lib/25_train.ipynb #554eb2f2
 from .files import (
-    UserError, as_text, cores, did_you_mean, jsonable, machine, mistake, only_me, versions, write_json)
+    as_text, cores, did_you_mean, jsonable, machine, mistake, only_me, versions, write_json)
 from .labels import own_random
 from .own import check_dataset, check_samples, class_weights, look_through
 from .dataset import ByEpoch, as_data
@@ -342,8 +342,9 @@ def _train(job, trainer, config):
         _write_finished(job, trainer, config, start)
         failed = False
     except pickle.UnpicklingError as e:
-        raise UserError(f'{last.name} of run {job.path.name!r} holds a pickle of more than tensors, which is refused. '
-                        'Delete that checkpoint, or start again with resume=False.') from e
+        raise mistake('checkpoint', last.name, 'a checkpoint of tensors only',
+                      'Delete that checkpoint, or start again with resume=False.',
+                      f'a pickle of more than tensors in run {job.path.name!r}, which is refused') from e
     finally:
         job.model.net.to(memory_format=torch.contiguous_format)
         job.lines.stop()

@@ -6,7 +6,7 @@
 __all__ = ['LossError', 'Job', 'EpochLines', 'wandb_reporter', 'pick_precision', 'cpu_only', 'make_trainer', 'quiet']
 
 # %% ../nbs/lib/24_trainer.ipynb #db7013be
-import io, math, os, re, sys, tempfile, time, warnings
+import io, math, os, sys, tempfile, time, warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path

@@ -20,7 +20,7 @@ from .zoo import from_smp
 
 # %% ../nbs/02_unet.ipynb #0eb19803
 class DoubleConv(nn.Sequential):
-    "Two blue arrows of the figure: conv 3x3 and ReLU, twice"
+    "Two blue arrows of the figure: conv 3x3 and ReLU, twice."
     def __init__(self,
         in_channels:int,    # channels of the map that comes in
         out_channels:int,   # channels of the map that goes out, and of the one between
@@ -36,19 +36,19 @@ class DoubleConv(nn.Sequential):
 
 # %% ../nbs/02_unet.ipynb #319244f8
 class MaxPool(nn.MaxPool2d):
-    "The figure's red arrow, max pool 2x2: half the height and width"
+    "The figure's red arrow, max pool 2x2: half the height and width."
     def __init__(self): super().__init__(kernel_size=2)
 
 # %% ../nbs/02_unet.ipynb #ca92d4ba
 class UpConv(nn.ConvTranspose2d):
-    "The figure's green arrow, up-conv 2x2: twice the height and width, half the channels"
+    "The figure's green arrow, up-conv 2x2: twice the height and width, half the channels."
     def __init__(self,
         in_channels:int,    # channels of the map that comes in; half of them go out
     ): super().__init__(in_channels, in_channels//2, kernel_size=2, stride=2)
 
 # %% ../nbs/02_unet.ipynb #4f5c8ee7
 class CopyAndCrop(nn.Module):
-    "The figure's grey arrow: the middle of the left side's map, laid beside the right side's"
+    "The figure's grey arrow: the middle of the left side's map, laid beside the right side's."
     def forward(self,
         skip:torch.Tensor,  # (B,C,H,W) map from the left side
         x:torch.Tensor,     # (B,C,h,w) map from below, no larger
@@ -62,12 +62,12 @@ class CopyAndCrop(nn.Module):
 def he_init(
     layer:nn.Module,  # any layer; the weights of a convolution are drawn anew, in place
 ):
-    "The paper's first weights: a Gaussian of standard deviation sqrt(2/N), N the inputs of one output"
+    "The paper's first weights: a Gaussian of standard deviation sqrt(2/N), N the inputs of one output."
     if isinstance(layer, nn.Conv2d): nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
 
 # %% ../nbs/02_unet.ipynb #62cfcec0
 class UNet(nn.Module):
-    "The paper's figure: down the left side, across the bottom, up the right side, out"
+    "The paper's figure: down the left side, across the bottom, up the right side, out."
     def __init__(self,
         in_channels:int=3,  # channels of the image: 3 for RGB, 1 in the paper
         num_labels:int=2,   # classes K
@@ -103,7 +103,7 @@ class UNet(nn.Module):
 # %% ../nbs/02_unet.ipynb #9e20778f
 @patch
 def _check_size(self:UNet, x):
-    "Raise unless height and width can be halved `depth` times without a rest"
+    "Raise unless height and width can be halved `depth` times without a rest."
     h, w = x.shape[-2:]
     if h % self.divisor == w % self.divisor == 0: return
     near = tuple(math.ceil(n / self.divisor) * self.divisor for n in (h, w))
@@ -118,5 +118,5 @@ def build_unet(
     size_hw:tuple|None=None,     # (H, W) that predict resizes photos to; None leaves them as they are
     **kwargs,                    # to smp's Unet: encoder_depth, decoder_channels, …
 )->Segmenter:                    # in training mode, on the CPU
-    "smp's U-Net as a `Segmenter`"
+    "smp's U-Net as a `Segmenter`."
     return from_smp('unet', label_space, encoder_name, encoder_weights, size_hw=size_hw, **kwargs)

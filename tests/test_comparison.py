@@ -166,8 +166,8 @@ CUT = LabelSpace.from_dict(dict(names=['background', 'catdog', 'rest'], ids=[[0]
 def test_other_label_space_is_mapped_with_a_sentence(ds, tmp_path):
     fine, coarse = model(1, FINE), model(2, THINGS)
     r = compare({'fine': fine, 'coarse': coarse}, ds, tmp_path/'r', measure=False)
-    assert r.label_space.names == THINGS.names and any('fine answers in 4 classes' in s and 'cat, dog, bird → object' in s for s in r.notes)
-    assert 'fine answers in 4 classes' in (tmp_path/'r/report.html').read_text()
+    assert r.label_space.names == THINGS.names and any('fine knows 4 classes' in s and 'cat, dog, bird → object' in s for s in r.notes)
+    assert 'fine knows 4 classes' in (tmp_path/'r/report.html').read_text()
     probs = fine.eval()(torch.as_tensor(ds[0]['pixel_values'])[None]).softmax(1)
     pred = (probs[:, 1:].sum(1) > probs[:, 0]).numpy()[0]
     assert (read(tmp_path/'r/predictions/fine')[0] == pred).mean() > .9999
@@ -190,7 +190,7 @@ def test_other_sizes_get_a_sentence_and_different_masks_are_refused(ds, tmp_path
     assert any('small was trained at 20×24' in s for s in r.notes)
     big = folders(tmp_path, sizes=((60, 60),))
     with pytest.raises(ValueError, match='different masks'): Comparison({'a': evaluate(model(1), ds), 'b': evaluate(model(1), big)})
-    with pytest.raises(ValueError, match='4 classes and b in 2'): Comparison({'a': evaluate(model(1), ds), 'b': evaluate(model(1), ds, classes=THINGS)})
+    with pytest.raises(ValueError, match='a, b.: expected models that were scored in the same classes; got 4 classes and 2, or'): Comparison({'a': evaluate(model(1), ds), 'b': evaluate(model(1), ds, classes=THINGS)})
 
 from seglab.runs import _COLUMNS
 HISTORY = '\n'.join([','.join(_COLUMNS.values()), *(','.join({'step': str(i), 'epoch': str(i), 'eval_loss': f'.{6-i}', 'mean_iou': f'.{i+1}'}.get(c, '')
@@ -205,13 +205,13 @@ def test_runs_trained_at_other_sizes_are_told(ds, tmp_path):
     said = '\n'.join(r.caveats)
     assert '20×24 (a), 40×48 (b)' in said and 'different data' in said and 'still improving' in said and 'chosen on these photos' in said
     for text in ((tmp_path/'r/report.html').read_text(), (tmp_path/'r/report.md').read_text()):
-        for fact in ('learning rate', '0.01', 'random', 'a CPU', '90'): assert fact in text, fact
+        for fact in ('learning rate', '0.01', 'random', 'a CPU', '90', 'Mean IoU: 0 = no overlap', 'fingerprint of the data'): assert fact in text, fact
     assert Comparison(tmp_path/'r').caveats == r.caveats
 
 def test_a_model_that_tells_nothing_apart_is_named_and_the_scale_is_given(ds, tmp_path):
     dull = model(1); nn.init.zeros_(dull.net[-1].weight); nn.init.zeros_(dull.net[-1].bias); nn.init.constant_(dull.net[-1].bias[:1], 9.)
     r = compare({'dull': dull, 'other': model(2)}, ds, tmp_path/'r', measure=False)
-    assert [s for s in r.notes if 'tells nothing apart' in s] == ['dull says background everywhere: it tells nothing apart.']
+    assert [s for s in r.notes if 'every pixel' in s] == ['dull says background everywhere: it gives every pixel the same class.']
     truth = read(tmp_path/'r/truth'); n = np.bincount(truth[truth != 255], minlength=4)
     if n.argmax() == 0: assert f"{r.evaluations['dull'].scores['mean_iou']:.4f}" in r.baseline
     assert f'mean IoU of {n.max() / n.sum() / 4:.4f} and a pixel accuracy of {n.max() / n.sum():.4f}' in r.baseline
@@ -481,7 +481,7 @@ def test_several_runs_are_one_entry(ds, tmp_path):
     assert np.isclose(stored['mean_iou'], np.mean(alone)) and [r['mean_iou'] for r in stored['runs']] == alone
     low, high = c.intervals['conv']
     assert low < min(alone) < max(alone) < high, 'three runs say little about how runs vary'
-    assert 'by 3 runs of conv' in (tmp_path/'r/report.md').read_text() and any('conv is 3 runs' in s for s in c.notes)
+    assert 'judged by 3 runs of conv' in (tmp_path/'r/report.md').read_text() and any('conv is 3 runs' in s for s in c.notes)
     again = Comparison(tmp_path/'r')
     assert again.intervals == c.intervals and again.verdicts == c.verdicts and again.notes == c.notes
     one = compare({'conv': [model(1)], 'other': model(4)}, ds, measure=False)
@@ -550,6 +550,8 @@ def test_a_verdict_never_differs_by_nothing():
     for d, low, high in ((3e-6, 1e-6, 5e-6), (3e-6, -1e-6, 5e-6), (0., 0., 0.)):
         assert '0.0000' not in verdict('a', 'b', d, low, high, 200).sentence
     assert verdict('a', 'b', .2, .1, .3, MIN_PHOTOS - 1).sentence.startswith('No winner between a and b')
+    sure, unsure = (verdict('a', 'b', .2, low, .3, 90).sentence for low in (.1, -.1))
+    assert 'unlikely to be chance. This holds for these two trained models' in sure and unsure.startswith('No winner') and unsure.endswith('so it may be chance.')
 
 def test_large_photos_pass_in_bounded_memory(ds, monkeypatch):
     import seglab.answers as module

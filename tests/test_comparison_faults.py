@@ -153,7 +153,7 @@ def test_a_photo_or_mask_lost_under_the_reader(data, wanted, tmp_path, what, wor
     lost = mine/what/'p017.png'
     kept = lost.read_bytes()
     lost.unlink() if how == 'deleted' else lost.write_bytes(kept[:len(kept)//2])
-    with pytest.raises(ValueError, match="photo 'p017' cannot be scored .*p017.*put it right and run the same again") as e: again(ds, tmp_path/'r', workers=workers)
+    with pytest.raises(ValueError, match="photo='p017': expected a photo and a mask that can be scored; got .*p017.*Put it right and run the same again") as e: again(ds, tmp_path/'r', workers=workers)
     one_sentence(str(e.value))
     whole(tmp_path/'r')
     assert not (tmp_path/'r/scores.json').exists() and not (tmp_path/'r/report.html').exists()

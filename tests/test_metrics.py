@@ -51,8 +51,8 @@ def test_random_masks(dtype, ignore_index, K):
 def test_values_out_of_range_are_told(wrong):
     good = torch.randint(0, 5, (2, 8, 8))
     bad = good.clone(); bad[0, 0, 0] = wrong
-    with pytest.raises(ValueError, match=f'Targets hold {wrong} '): confusion_matrix(good, bad, 5)
-    with pytest.raises(ValueError, match=f'Predictions hold {wrong} '): confusion_matrix(bad, good, 5)
+    with pytest.raises(ValueError, match=f'in target; got {wrong} '): confusion_matrix(good, bad, 5)
+    with pytest.raises(ValueError, match=f'in pred; got {wrong} '): confusion_matrix(bad, good, 5)
     ignored = good.clone(); ignored[0, 0, 0] = 255
     confusion_matrix(bad, ignored, 5)                                                       # where ignored it does not matter
 

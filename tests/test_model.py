@@ -121,7 +121,7 @@ def test_any_module_and_mismatched_head(tmp_path):
     x = torch.rand(1, 3, 20, 20)
     assert torch.equal(loaded(x), s(x))
     with pytest.raises(ValueError, match='a module of your own'): Segmenter.from_pretrained(tmp_path/'m')
-    with pytest.raises(ValueError, match='answers for 3 classes but 2'): Segmenter(FULL['segformer'](NAMES).net, ['a', 'b'])
+    with pytest.raises(ValueError, match="'2 classes': expected 3, which the net answers for"): Segmenter(FULL['segformer'](NAMES).net, ['a', 'b'])
 
 def test_flops_of_the_published_figures():
     s = from_smp('unet', [f'class {i}' for i in range(81)], 'resnet34', None)
@@ -248,7 +248,7 @@ def test_one_map_of_somebody_else(tmp_path):
 def test_one_map_needs_two_names(names):
     with pytest.raises(ValueError): Segmenter(one_map('smp'), names)
     if len(names) > 1:
-        with pytest.raises(UserError, match='build the net for as many classes'): check_contract(Segmenter(one_map('torch'), names))
+        with pytest.raises(UserError, match='Build the net for as many classes'): check_contract(Segmenter(one_map('torch'), names))
 
 # ---------------------------------------------------------------- before the first step
 
@@ -262,7 +262,7 @@ def test_the_contract_is_asked_cheaply():
     class Two(nn.Module):
         def __init__(self): super().__init__(); self.c = nn.Conv2d(3, 4, 1)
         def forward(self, x): return self.c(x)
-    for wrong, said in ((s.net, 'Wrap the module'), ('unet', 'a Segmenter'), (Segmenter(Two(), NAMES), r'answered with shape \(1, 4'), (Segmenter(nn.Identity(), NAMES), 'that can be trained')):
+    for wrong, said in ((s.net, 'Wrap the module'), ('unet', 'a Segmenter'), (Segmenter(Two(), NAMES), r'got shape \(1, 4'), (Segmenter(nn.Identity(), NAMES), 'that can be trained')):
         with pytest.raises(UserError, match=said): check_contract(wrong)
     with torch.no_grad(): next(s.parameters()).fill_(float('nan'))
     with pytest.raises(UserError, match='finite'): check_contract(s)

@@ -53,7 +53,7 @@ def test_weights_that_run_code_are_refused(bomb, tmp_path, name, new):
     bomb(tmp_path/name, _use_new_zipfile_serialization=new)
     s = tiny()
     for load in (lambda: s.load_weights(tmp_path/name), lambda: build_model('unet', NAMES, weights=tmp_path/name, encoder_name='resnet18')):
-        with pytest.raises(UserError, match='no readable weights') as e: load()
+        with pytest.raises(UserError, match='expected (a )?readable weights') as e: load()
         one_sentence(str(e.value))
 
 @pytest.mark.parametrize('name', ['pytorch_model.bin', 'model.safetensors'])
@@ -87,7 +87,7 @@ def test_a_finished_model_is_never_a_pickle(tmp_path):
     state = read_weights(folder/'model.safetensors')
     (folder/'model.safetensors').unlink()
     torch.save(state, folder/'pytorch_model.bin')
-    with pytest.raises(UserError, match='no readable weights'): Segmenter.from_pretrained(folder)
+    with pytest.raises(UserError, match='expected (a )?readable weights'): Segmenter.from_pretrained(folder)
 
 @pytest.mark.parametrize('fault', ['missing', 'shape'])
 def test_a_finished_model_fits_to_the_last_tensor(fault, tmp_path):
@@ -97,7 +97,7 @@ def test_a_finished_model_fits_to_the_last_tensor(fault, tmp_path):
     key = next(k for k in state if 'decode_head.classifier.weight' in k)
     state = {k: v for k, v in state.items() if k != key} if fault == 'missing' else state | {key: state[key][:2].clone()}
     save_file(state, folder/'model.safetensors', metadata={'format': 'pt'})
-    with pytest.raises(UserError, match='does not fit its own configuration'): Segmenter.from_pretrained(folder)
+    with pytest.raises(UserError, match='expected tensors that fit its own configuration'): Segmenter.from_pretrained(folder)
 
 @pytest.mark.parametrize('data', [struct.pack('<Q', 2**62) + b'{}', struct.pack('<Q', 90_000_000) + b'{' + b' '*100, b'', b'{}',
                                   struct.pack('<Q', 70) + b'{"w":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}'])
@@ -202,7 +202,7 @@ def test_only_options_of_the_architecture_reach_smp(smp_folder, tmp_path, monkey
                    dict(pretrained_cfg={'file': 'x'}), dict(encoder_name='tu-resnet10t', cache_dir='x'), dict(encoder_name='tu-resnet10t', drop_rate='x'), dict(anything=1),
                    dict(encoder_name='tu-resnet10t', pretrained_cfg_overlay=dict(url='http://x'))):
         edit(folder/'config.json', **json.loads((smp_folder/'config.json').read_text()) | change)
-        with pytest.raises(UserError, match='which is refused|are refused'): Segmenter.from_pretrained(folder)
+        with pytest.raises(UserError, match='which is refused|that is refused'): Segmenter.from_pretrained(folder)
         (folder/'config.json').write_text((smp_folder/'config.json').read_text())
     assert not (tmp_path/'exploded').exists()
     s = from_smp('unet', NAMES, 'tu-mobilenetv3_small_050', None, drop_rate=.1)                  # numbers for timm stay possible

@@ -3,6 +3,7 @@ import json, os, re, struct
 from pathlib import Path
 import numpy as np, pytest, torch
 from torch.utils.data import Dataset
+from seglab.card import artifact_name
 from seglab.dataset import LabelSpace
 from seglab.model import Segmenter
 from seglab.runs import Run
@@ -55,7 +56,7 @@ def items(seq):
 def offline(tmp_path_factory):
     pytest.importorskip('wandb')
     import contextlib, io
-    out, said = tmp_path_factory.mktemp('w')/'seg', io.StringIO()
+    out, said = tmp_path_factory.mktemp('w')/'läufe 2', io.StringIO()
     env = {k: os.environ.pop(k, None) for k in ('WANDB_MODE', 'WANDB_API_KEY')}
     os.environ['NETRC'] = str(out)+'.no-netrc'
     try:
@@ -73,7 +74,7 @@ def test_says_that_it_is_offline(offline): assert 'W&B: offline (no API key foun
 def test_config_and_project(offline):
     run, recs, *_ = offline
     [r] = [r.run for r in recs if r.WhichOneof('record_type') == 'run']
-    assert r.project == 'tests' and r.display_name == 'seg' and r.run_id == run.config['wandb_id']
+    assert r.project == 'tests' and r.display_name == 'läufe 2' and r.run_id == run.config['wandb_id']
     config = items(r.config.update)
     for rec in recs:
         if rec.WhichOneof('record_type') == 'config': config |= items(rec.config.update)
@@ -117,7 +118,7 @@ def test_best_model_is_an_artifact(offline):
     arts = [r.request.log_artifact.artifact for r in recs if r.WhichOneof('record_type') == 'request' and r.request.WhichOneof('request_type') == 'log_artifact']
     arts += [r.artifact for r in recs if r.WhichOneof('record_type') == 'artifact']
     [a] = [a for a in arts if a.type == 'model']
-    assert 'best' in list(a.aliases)
+    assert 'best' in list(a.aliases) and a.name == artifact_name(run.path.name) == 'laufe-2'
     assert {'best_model.pth', 'seglab.json', 'README.md', 'scores.json'} <= {e.path for e in a.manifest.contents}
     assert json.loads(a.metadata)['mean_iou'] == run.scores['mean_iou']
 

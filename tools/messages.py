@@ -2,7 +2,7 @@
 """Errors have one form, `name=value: expected X; got Y. Do Z.`, and a docstring is one line that ends like a sentence.
 
     messages.py             all that deviates, over seglab/*.py
-    messages.py --check     the same, and fail unless all of it is in modules of LATER
+    messages.py --check     the same, and fail if there is any
 
 It looks at the text that can be read off the code: `UserError(…)`, and the parts given to `mistake(…)`. `LabelError`
 and `BadImage` carry a code for programs, and sentences of their own; symbols.py looks after parameters.
@@ -11,7 +11,6 @@ import ast, re, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LATER = set('answers cli metrics model nets segformer share train unet zoo'.split())   # only listed, until mended
 FORM = re.compile(r'[^.]*?(?<=\S): expected \S.*[.…]', re.S)
 BLANK = '…'   # in place of what is known only when the code runs
 
@@ -70,15 +69,15 @@ def faults_of_docstrings(tree):
             yield node.lineno, f'{node.name}: the docstring is not one line that ends in a period', doc
 
 def main(args):
-    failed = listed = 0
+    failed = 0
     for path in sorted((ROOT/'seglab').glob('[a-z]*.py')):
-        tree, later = ast.parse(path.read_text(encoding='utf-8')), path.stem in LATER
+        tree = ast.parse(path.read_text(encoding='utf-8'))
         for line, fault, text in [*faults_of_errors(tree), *faults_of_docstrings(tree)]:
-            failed, listed = failed + (not later), listed + later
+            failed += 1
             shown = ' '.join(text.split())[:110]
             where = f'{path.relative_to(ROOT).as_posix()}:{line}'
-            print(f"{where}: {fault}{' (only listed)'*later}" + (f'\n    {shown}' if shown else ''))
-    print(f'messages: {failed} faults, and {listed} that are only listed')
+            print(f'{where}: {fault}' + (f'\n    {shown}' if shown else ''))
+    print(f'messages: {failed} faults')
     sys.exit(1 if '--check' in args and failed else 0)
 
 if __name__ == '__main__': main(sys.argv[1:])

@@ -137,7 +137,7 @@ MUTANTS = {
         "    self.trainer.batches.set_epoch(epoch)": "    self.trainer.batches.set_epoch(0)"}),
     ('test_tracking', {
         "        if self.ours: self.run.finish": "        self.run.finish",
-        "self.wandb.Artifact(artifact_name(job.path.name)": "self.wandb.Artifact((job.path.name)",
+        "artifact_name(job.path.name)": "job.path.name",
         "    except Exception as e:\n        why": "    except KeyError as e:\n        why"})],
 'train': [
     ('test_train', {
