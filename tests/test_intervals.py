@@ -129,4 +129,5 @@ def test_the_recorded_findings():
     "What the page prints is what was promised."
     assert [r['inside'] for r in RECORDED['inside']] == [r['sets'] for r in RECORDED['inside']] == [2000]
     for r in RECORDED['equal']: assert r['sets'] >= 1000 and r['winners'] <= .05, r
+    for r in RECORDED['several']: assert r['sets'] >= 1000 and r['wrong'] <= .05, r
     for r in RECORDED['groups']: assert min(r['score'], r['difference']) > .93 - 2 * (.05 * .95 / r['sets'])**.5, r

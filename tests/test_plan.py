@@ -2,7 +2,7 @@
 
 Short by default; SEGLAB_LONG=1 simulates as much as the figures in the documents rest on.
 """
-import os, re, runpy
+import json, os, re, runpy
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest
@@ -17,6 +17,7 @@ from support.faults import LONG
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACE = LabelSpace.from_names(['background', 'square'])
+RECORDED = json.loads((ROOT/'nbs/results/plan.json').read_text())
 
 def noisy(name, share, n=40, groups=None, folder=None):
     "A model that is wrong in a share of the pixels."
@@ -107,6 +108,14 @@ def test_every_report_says_what_it_could_have_shown(tmp_path):
     few = Comparison({n: noisy(n, .1, 5) for n in 'ab'}).could_show
     assert 'at least 10 are needed' in few[0] and Comparison({'a': noisy('a', .1)}).could_show == []
     assert ' to ' in Comparison({n: noisy(n, .1 + .02 * i) for i, n in enumerate('abc')}).could_show[0]
+
+@pytest.mark.parametrize('r', RECORDED['power'], ids=lambda r: r['unit'])
+def test_the_recorded_power(r):
+    assert r['pilots'] >= 200 and .75 <= r['power']['median'] <= .90
+
+def test_the_recorded_learning_curves():
+    r = RECORDED['curve']
+    assert r['repeats'] >= 40 and r['held'] >= .85
 
 def test_planned_photos_find_the_difference():
     "A bounded piece of what bench/plan.py records."
