@@ -15,7 +15,7 @@ from seglab.dataset import LabelSpace
 from seglab.files import machine, write_json
 from seglab.intervals import interval, spread
 from seglab.metrics import confusion_matrix, scores
-from seglab.plan import LearningCurve, nested_shares, photos_needed, redrawn_errors
+from seglab.plan import PILOT_MARGIN, LearningCurve, nested_shares, photos_needed, redrawn_errors
 from seglab.sample import draw_scene
 
 simulation = runpy.run_path(str(Path(__file__).resolve().parent/'intervals.py'))
@@ -44,7 +44,7 @@ def power(pilots, draws=60, at=(.3, .5, .75, 1, 1.4, 2, 3), tries=200):
         def error(rows, unit): return spread(pop.tables(rows), [-1, 1], unit, 4)[0]
         for _ in range(pilots):
             rows, unit = drawn(pop, n, rng)
-            found.append((photos_needed(error(rows, unit), [], n, truth), rows, unit))
+            found.append((PILOT_MARGIN * photos_needed(error(rows, unit), [], n, truth), rows, unit))
         needed = np.array([f[0] for f in found])
         sizes, shown = np.unique((np.median(needed) * np.array(at)).round().astype(int)), []
         for m in sizes: shown.append(np.mean([better(pop, *drawn(pop, m, rng)) for _ in range(tries)]))

@@ -418,8 +418,7 @@ def check_contract(
         except RuntimeError as e:
             if not (m := re.search(r'to have (\d+) channels, but got 3', str(e))): raise
             raise mistake('in_channels', m[1], '3', 'Build a net that takes R, G, B.') from e
-    if not y.requires_grad:
-        raise mistake('model', model.name, 'parameters that can be trained', 'Unfreeze some; detach no logits.')
+    if not y.requires_grad: raise mistake('model', model.name, 'parameters that can be trained', 'Detach no logits.')
     if not y.isfinite().all():
         raise mistake('model', as_text(model.name), 'finite logits', 'Look for broken weights.',
                       'NaN or infinity for a black photo')
