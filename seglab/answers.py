@@ -66,8 +66,7 @@ def gathered(
     "The facts of several runs as those of one recipe: what differs is listed."
     out = {}
     for name, runs in members.items():
-        known = [facts[r] for r in runs if r in facts]
-        if not known: continue
+        if not (known := [facts[r] for r in runs if r in facts]): continue
         said = {k: list(dict.fromkeys(as_text(f[k]) for f in known if f.get(k) is not None)) for k in known[0]}
         out[name] = known[0] if len(runs) == 1 else {k: ', '.join(v) or None for k, v in said.items()}
     return out
@@ -80,8 +79,8 @@ def mean_history(
     "The epochs of several runs as those of one recipe: means over the runs."
     out = {}
     for name, runs in members.items():
-        known = [histories[r] for r in runs if r in histories]
-        if known: out[name] = sum(h.set_index('epoch') for h in known).div(len(known)).reset_index()
+        if known := [histories[r] for r in runs if r in histories]:
+            out[name] = sum(h.set_index('epoch') for h in known).div(len(known)).reset_index()
     return out
 
 # %% ../nbs/lib/35_answers.ipynb #423d532e
@@ -280,10 +279,6 @@ def _answer(logits, mapping, size_hw):
     pred, top = argmax(logits, size_hw, with_top=True)
     return pred, confidence(logits, size_hw, top)
 
-def _no_number(model, stem):
-    return mistake('model', as_text(model.name), 'finite logits', 'Look for broken weights.',
-                   f'NaN or infinity for photo {as_text(stem)!r}')
-
 # %% ../nbs/lib/35_answers.ipynb #ef4e92e3
 def photo_answers(
     model, # `Segmenter`, in evaluation mode on its device
@@ -312,7 +307,9 @@ def photo_answers(
                     i = some[n]
                     if i not in done: done[i] = np.empty(size, np.uint8), table[samples[i][1]]
                     pred, sure = _answer(logits, mapping, hw)
-                    if sure.isnan().any(): raise _no_number(model, stems[first + i])
+                    if sure.isnan().any():
+                        photo = as_text(stems[first + i])
+                        raise mistake('model', model.name, 'finite logits', got=f'NaN or infinity for photo {photo!r}')
                     if calibration is not None: calibration.update(pred, sure, done[i][1][rows, cols][None])
                     done[i][0][rows, cols] = pred[0].cpu().numpy()
                     del logits
@@ -340,7 +337,7 @@ def run_facts(
             facts[n] |= {
                 'start weights': net.base_weights or 'random', 'encoder': s.get('encoder_name'), 'loss': s.get('loss'),
                 'learning rate': s.get('lr'), 'epochs': s.get('epochs'), 'batch size': s.get('batch_size'),
-                'seed': s.get('seed'), 'photos to train on': s.get('train_images'),
+                'seed': s.get('seed'), 'recipe': (config.get('recipe') or {}).get('name'), 'photos to train on': s.get('train_images'),
                 'training size (pixels)': size and f'{size[0]}×{size[1]}',
                 'fingerprint of the data': s.get('data_digest'), 'training time': seconds and duration(seconds),
                 'device': config.get('device')}
