@@ -337,10 +337,10 @@ def run_facts(
             facts[n] |= {
                 'start weights': net.base_weights or 'random', 'encoder': s.get('encoder_name'), 'loss': s.get('loss'),
                 'learning rate': s.get('lr'), 'epochs': s.get('epochs'), 'batch size': s.get('batch_size'),
-                'seed': s.get('seed'), 'recipe': (config.get('recipe') or {}).get('name'), 'photos to train on': s.get('train_images'),
+                'seed': s.get('seed'), 'photos to train on': s.get('train_images'),
                 'training size (pixels)': size and f'{size[0]}×{size[1]}',
                 'fingerprint of the data': s.get('data_digest'), 'training time': seconds and duration(seconds),
-                'device': config.get('device')}
+                'device': config.get('device'), 'recipe': (config.get('recipe') or {}).get('name')}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, StopIteration, RecursionError) as e:
             raise UserError(f"{n}: expected the files of a run; got config.json or history.csv that cannot be read "
                             f"({' '.join(as_text(e).split())[:120]}). Train the run again, or give its best/ folder."
