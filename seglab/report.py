@@ -26,7 +26,8 @@ import numpy as np
 from .files import (
     as_text, folder_names, jsonable, md, md_table, number, write_atomic, write_csv, write_json, write_text)
 from .images import IGNORE, resize_image, resize_mask
-from .masks import add_glyphs, palette
+from .names import add_glyphs
+from .masks import palette
 from .metrics import FORMULA, confidence, nanmean
 from .intervals import spread
 from .answers import spoken_of

@@ -183,13 +183,13 @@ _NO_PART = ('_abc_impl', '__dict__', '__weakref__')
 _VALUES = (str, bytes, int, float, complex, type(None), tuple, list, dict, set, frozenset, np.ndarray, np.generic,
            torch.Tensor, torch.nn.Module, types.FunctionType, functools.partial, types.SimpleNamespace)
 
-def _names_in(code):
+def _names_read(code):
     "The names that a function and those inside it read."
-    return set(code.co_names).union(*(_names_in(c) for c in code.co_consts if isinstance(c, types.CodeType)))
+    return set(code.co_names).union(*(_names_read(c) for c in code.co_consts if isinstance(c, types.CodeType)))
 
 def _function_parts(f, doubts):
     "Code, defaults, what it closes over, and the values, functions, classes and modules of one's own that it reads."
-    names = _names_in(f.__code__)
+    names = _names_read(f.__code__)
     read = {n: f.__globals__[n] for n in sorted(names) if n in f.__globals__}
     for n, m in [(n, m) for n, m in read.items() if isinstance(m, types.ModuleType)]:
         del read[n]

@@ -7,7 +7,8 @@ import cv2, matplotlib, numpy as np, pytest
 
 from seglab.files import UserError
 from seglab.images import BACKGROUND, IGNORE
-from seglab.masks import (Prepared, add_glyphs, colorize, legend, overlay, palette, picture_grid, prepare, show_image, show_mask,
+from seglab.names import add_glyphs
+from seglab.masks import (Prepared, colorize, legend, overlay, palette, picture_grid, prepare, show_image, show_mask,
                           show_predictions, split_of)
 from seglab.sample import SAMPLE_CATEGORIES, make_sample
 from support.faults import one_sentence
