@@ -56,7 +56,7 @@ def _demo_photos(out, coco, n_images):
 _SMALL = dict(unet=dict(encoder_name='tu-resnet18', encoder_depth=4, decoder_channels=(128, 64, 32, 16)),
               segformer=dict(hidden_sizes=[32, 64, 160, 256], decoder_hidden_size=256, drop_path_rate=0.))
 
-def _demo_train(name, data, out, epochs, batch_size, weights, seeds):
+def _demo_train(name, data, out, epochs, lr, batch_size, weights, seeds):
     "All runs of one of the two models."
     import torch
     from seglab.train import fit
@@ -67,7 +67,7 @@ def _demo_train(name, data, out, epochs, batch_size, weights, seeds):
         kwargs = _SMALL[name] if weights is None else {}
         model = build_model(name, data.label_space, weights=weights, size_hw=size_hw, **kwargs)
         path = Path(out)/'runs'/f'{name}-{seed}'
-        runs.append(fit(model, data, epochs=epochs, batch_size=batch_size, out=path, seed=seed))
+        runs.append(fit(model, data, epochs=epochs, lr=lr, batch_size=batch_size, out=path, seed=seed))
     return runs
 
 # %% ../nbs/lib/41_demo.ipynb #7edf9077
@@ -78,6 +78,7 @@ def demo(
     size_hw:int|tuple=96, # of the training images: a side in pixels, or (height, width)
     classes:list|str='things', # what to learn: a preset or names; 'things' is object against background
     epochs:float=12., # passes over the photos for each run
+    lr:float=1e-3, # learning rate; high, since there are few steps
     batch_size:int=4, # photos in a step
     weights=None, # start from: None (random, no network needed) or 'auto' (pretrained, from the Hub)
     seeds:int=3, # runs of each model
@@ -96,7 +97,7 @@ def demo(
                       size_hw=size_hw, n_images=n_images)
     print(prepared, '\n')
     data = load_data(out/'processed', classes)
-    runs = {name: stages(f'train {name}: {seeds} × {epochs:g} epochs', _demo_train, name, data, out, epochs,
+    runs = {name: stages(f'train {name}: {seeds} × {epochs:g} epochs', _demo_train, name, data, out, epochs, lr,
                          batch_size, weights, range(seeds)) for name in ('unet', 'segformer')}
     result = stages('compare: all on the same validation photos', compare, runs, out/'processed', out/'report')
     print(f"\n{_table(result, runs)}\n\n{result.verdicts[0]}\n\nreport: {out/'report'/'report.html'}")

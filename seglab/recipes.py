@@ -60,7 +60,7 @@ class Situation(NamedTuple):
     "What a plan is made from."
     photos:int     # to train on
     pixels:int     # H*W of a training sample
-    start:str      # 'random', 'pretrained convolutions' or 'pretrained attention'
+    start:str      # 'random' or 'pretrained', then 'convolutions' or 'attention'
     part:str|None  # pattern of the weights that were pretrained; None where all start alike
     gpu:bool       # will a GPU do the work?
 
@@ -73,19 +73,19 @@ def situation_of(
     net, prefix = model.net, getattr(model.net, 'base_model_prefix', '') or 'encoder'
     trained = [n.startswith(prefix + '.') for n, w in net.named_parameters() if w.requires_grad]
     attends = any(type(m).__name__.endswith('Attention') for m in getattr(net, prefix, net).modules())
-    kind = f"pretrained {'attention' if attends else 'convolutions'}"
-    if model.base_weights is None or not any(trained): kind = 'random'               # a frozen encoder has no rate
+    known = model.base_weights is not None and any(trained)                          # a frozen encoder has no rate
+    start = f"{'pretrained' if known else 'random'} {'attention' if attends else 'convolutions'}"
     h, w = ByEpoch(data[0])[0, 0]['labels'].shape
-    part = f'{prefix}.*' if kind != 'random' and not all(trained) else None
-    return Situation(len(data[0]), h * w, kind, part, gpu)
+    return Situation(len(data[0]), h * w, start, f'{prefix}.*' if known and not all(trained) else None, gpu)
 
 # %% ../nbs/lib/26_recipes.ipynb #b07dff3f
-_RATES = {'random': (1e-3, 1e-3), 'pretrained convolutions': (2e-4, 2e-3), 'pretrained attention': (6e-5, 6e-4)}
+_RATES = {'random convolutions': (1e-3, 1e-3), 'random attention': (1e-4, 1e-4),
+          'pretrained convolutions': (2e-4, 2e-3), 'pretrained attention': (6e-5, 6e-4)}
 
 def _rates(found):
     "Learning rates, and why."
     rate, head = _RATES[found.start]
-    if found.part is None: return rate, f'lr {rate:g}: {found.start} weights'
+    if found.part is None: return rate, f'lr {rate:g}: {found.start}'
     return {found.part: rate, '*': head}, f'lr {rate:g} for {found.part}, {head:g} for the rest: {found.start}'
 
 # %% ../nbs/lib/26_recipes.ipynb #f3e75d87

@@ -26,7 +26,7 @@ def unet(start='resnet18, imagenet'):
 
 def test_the_default_is_auto_and_every_argument_wins(tmp_path):
     run = go(tmp_path/'a', epochs=1)
-    assert run.recipe.name == 'auto' and run.recipe.why and run.settings.lr == run.recipe.lr == 1e-3
+    assert run.recipe.name == 'auto' and run.recipe.why and run.settings.lr == run.recipe.lr == 1e-4
     assert run.settings.training_args['lr_scheduler_type'] == 'constant_with_warmup' and run.settings.loss == 'ce+dice'
     asked = dict(epochs=2, lr=3e-4, batch_size=2, loss='ce', weight_decay=.2, keep_best='loss')
     assert 'epochs' not in run.recipe.why and 'lr' in run.recipe.why                   # no reasons for what was asked for
@@ -114,7 +114,7 @@ def test_attention_is_known_from_smps_and_transformers_nets():
 @pytest.mark.parametrize('gpu', [False, True])
 @pytest.mark.parametrize('side', [64, 256, 1024, 2048])
 def test_lengths_make_sense(photos, gpu, side):
-    length, steps, _ = recipes._length(Situation(photos, side*side, 'random', None, gpu))
+    length, steps, _ = recipes._length(Situation(photos, side*side, 'random convolutions', None, gpu))
     a_step = length['batch_size'] * length['accumulate']
     assert 10 <= length['epochs'] <= 200 and 1 <= length['batch_size'] <= 16 and a_step >= min(photos, 8)
     assert steps == length['epochs'] * -(-photos // min(a_step, photos)) or photos > a_step
