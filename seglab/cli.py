@@ -391,7 +391,7 @@ _FIT = ('recipe minutes epochs lr batch_size loss class_weights keep_best patien
 
 @_verb('data out', {'zoo.build_model': 'name weights', 'zoo.from_smp': 'encoder_name',
                     'dataset.load_data': 'classes size_hw', 'dataset.from_folders': _FOLDERS, 'train.fit': _FIT},
-       'seglab train data/processed runs/unet --model unet --minutes 20',
+       'seglab train data/processed runs/unet --model unet --patience 5',
        'the last checkpoint is kept, and the same command resumes from it',
        defaults=dict(model='unet', masks=None), names=dict(name='model'))
 def _do_train(
@@ -464,7 +464,7 @@ def _data_to_score(photos, split, classes, masks, size_hw=None, **given):
                                    tfms=valid_tfms(_pair(size_hw)), **given)
 
 # %% ../nbs/lib/40_cli.ipynb #2a79c665
-@_verb('report', {'plan.plan': ''}, 'seglab plan report --difference 0.02', 'nothing was written')
+@_verb('report', {'plan.plan': ''}, 'seglab plan report --difference 0.02', 'run it again from the start')
 def _do_plan(**given):
     "How many photos, or groups, it takes to see a difference between two models."
     from seglab.plan import plan

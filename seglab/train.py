@@ -299,6 +299,9 @@ def _changed(job, config):
         changed.remove('start')
         if fresh and not same_object:
             job.lines.say('the model came with other random weights than the run began with: it resumes with its own')
+    if 'callbacks' in changed and not config.get('finished'):
+        changed.remove('callbacks')
+        job.lines.say('note: it resumes with other callbacks than it began with')
     return changed
 
 def _best_digest(path):

@@ -60,7 +60,7 @@ def test_a_loss_is_one_number(loss, tmp_path):
     with pytest.raises(UserError, match='loss=.*one number'): go(tmp_path/'r', loss=loss)
 
 
-@pytest.mark.parametrize('net,said', [(Detached(), 'detach no logits'), (nn.Sequential(nn.Identity(), nn.Conv2d(4, 3, 1)), 'in_channels=.4.: expected 3')])
+@pytest.mark.parametrize('net,said', [(Detached(), 'Detach no logits'), (nn.Sequential(nn.Identity(), nn.Conv2d(4, 3, 1)), 'in_channels=.4.: expected 3')])
 def test_a_net_that_cannot_be_trained_is_refused_before_the_first_step(net, said, tmp_path):
     with pytest.raises(UserError, match=said): go(tmp_path/'r', Segmenter(net, LABELS))
     assert not (tmp_path/'r').exists()
