@@ -363,7 +363,7 @@ def test_the_seed_covers_the_head(quick, road, tmp_path, monkeypatch):
     assert np.array_equal(a, b) and not np.allclose(a, c, atol=1e-4)
 
 def test_train_again_does_nothing_and_other_settings_are_refused(quick, road):
-    args = ['train', 'data/processed', 'runs/unet', '--model', 'unet', '--set', 'lr_scheduler_type=cosine,warmup_steps=9', *shlex.split(SMALL['train']), '--encoder-name', 'resnet18']
+    args = ['train', 'data/processed', 'runs/unet', '--model', 'unet', '--patience', '5', *shlex.split(SMALL['train']), '--encoder-name', 'resnet18']
     before = (road/'runs/unet/best/model.safetensors').stat().st_mtime_ns
     with chdir(road):
         assert quick(*args, '--seed', 3)[0] == 0
