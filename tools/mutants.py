@@ -114,8 +114,15 @@ MUTANTS = {
         "    for files, what in ((photos, 'photos'), (masks, 'masks')):": "    for files, what in ((masks, 'masks'),):",
         "    if digest(0) != digest(0):": "    if False:",
         "    if found.format != _FORMAT:": "    if False:",
-        "    self.recipe\n    return read_json": "    return read_json",
+        "    _typed(self)\n    return read_json": "    return read_json",
         "        if (better := _sentence(e, path)) is None: raise": "        raise"})],
+'recipes': [
+    ('test_recipes', {
+        "decay_norms or w.ndim > 1": "True",
+        "        fitted.add(pattern)": "        fitted.update(rates)",
+        "keep = min(decay, (1 + float(n)) / (10 + float(n)))": "keep = decay",
+        "    with own_random(0):": "    if True:",
+        "'cosine' if long else 'constant_with_warmup'": "'constant_with_warmup'"})],
 'trainer': [
     ('test_trainer', {
         "    model.train(was)\n    if trainer": "    if trainer",
@@ -125,7 +132,6 @@ MUTANTS = {
         "len(self.train_dataset), a.per_device_train_batch_size, self.seed,": "len(self.train_dataset), a.per_device_train_batch_size, 0,",
         "since_best(values, self.high) >= self": "since_best(values, self.high) > self",
         "f'checkpoint-{state.global_step}', self.job.keep)": "f'checkpoint-{state.global_step}', 1)",
-        "        groups[fits[0]].append(w)": "        groups[fits[-1]].append(w)",
         "weight_decay=args.weight_decay, eps=args.adam_epsilon,": "",
         "betas=(args.adam_beta1, args.adam_beta2), ": "",
         "    if not isinstance(made, torch.optim.Optimizer) or": "    if False and",
@@ -155,7 +161,7 @@ MUTANTS = {
         "or .5 < train / val < 2: return []": "or True: return []",
         "    if precision == 'auto' and resume:": "    if False:",
         "                finally: _mark(model, config)": "                finally: pass",
-        "    if choices['optimizer'] is not None and": "    if False and"})]}
+        "    if optimizer is not None and lr is not None and": "    if False and"})]}
 
 def mutants(modules):
     "(module, test files, old, new) of each."
