@@ -27,7 +27,11 @@ def test_other_forms_of_the_faults_are_named(tmp_path, variant):
 
 @pytest.mark.parametrize('seed', range(100, 120 if LONG else 104))
 def test_no_false_alarm_on_clean_samples(tmp_path, seed):
-    assert [f.sentence for f in check(*plant(tmp_path/'raw', None, seed=seed), progress=False).findings if f.harm > .3] == []
+    "Chance may leave a class out of the 16 validation photos; to say so is no false alarm (it is true of seed 118)."
+    found = check(*plant(tmp_path/'raw', None, seed=seed), progress=False)
+    said = {f.name: f.sentence for f in found.findings if f.harm > .3}
+    if seed == 118: assert said.pop('class_missing_in_val').startswith('chair: no validation photo')
+    assert said == {}
 
 def run(line):
     "Runs the parts of a command line of seglab; `cat` reads a file."
