@@ -13,7 +13,7 @@ import numpy as np
 from seglab.comparison import Comparison, Evaluation
 from seglab.dataset import LabelSpace
 from seglab.files import machine, write_json
-from seglab.intervals import interval, spread
+from seglab.intervals import spread
 from seglab.metrics import confusion_matrix, scores
 from seglab.plan import PILOT_MARGIN, LearningCurve, nested_shares, photos_needed, redrawn_errors
 from seglab.sample import draw_scene

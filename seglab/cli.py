@@ -8,7 +8,6 @@ __all__ = ['main']
 # %% ../nbs/lib/40_cli.ipynb #431b2501
 import argparse, ast, inspect, io, os, re, shutil, sys, tokenize, warnings
 from functools import lru_cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple

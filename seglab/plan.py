@@ -27,7 +27,7 @@ from torch import nn
 from .files import as_text, mistake, read_json, write_json
 from .dataset import as_data
 from .train import fit
-from .intervals import Spread, joined, rows_by_class, seed_spread, smallest_difference, spread
+from .intervals import Spread, joined, seed_spread, smallest_difference, spread
 from .answers import photo_facts, runs_of
 from .comparison import MIN_PHOTOS, Comparison
 

@@ -6,7 +6,7 @@
 __all__ = ['Recipe', 'Situation', 'situation_of', 'auto_recipe', 'weight_groups', 'averaged', 'epochs_in']
 
 # %% ../nbs/lib/26_recipes.ipynb #cee38590
-import copy, fnmatch, math, time
+import copy, fnmatch, time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from torch.optim.swa_utils import AveragedModel
 # %% ../nbs/lib/26_recipes.ipynb #490e417d
 from .files import mistake
 from .labels import own_random
-from .own import look_through
 from .dataset import ByEpoch, collate
 from .model import Segmenter
 

@@ -8,7 +8,6 @@ from seglab.files import UserError
 from seglab.losses import get_loss
 from seglab.model import Segmenter
 from seglab.recipes import Recipe, Situation, auto_recipe, averaged, epochs_in, situation_of, weight_groups
-from seglab.runs import Run
 from seglab.train import fit
 from seglab.zoo import from_smp
 from support.training import LABELS, Stripes, tiny
