@@ -511,7 +511,7 @@ def predict_files(
     _check_out(out, _MARK)
     paths = find_images(images, skip=out)
     if not paths: raise FileNotFoundError(f'all images given lie in {as_text(out)} itself; give another folder')
-    model = Segmenter.from_any(model)
+    root, model = os.path.commonpath([os.path.abspath(p.parent) for p in paths]), Segmenter.from_any(model)
     values, numbers = _mask_values(model.label_space, values)
     stems, names = unique_names([p.stem for p in paths], [str(p) for p in paths]), model.label_space.names
     result, rows, annotated, ious = Predictions(out, [], {}), [], dict(images=[], annotations=[]), []
@@ -525,9 +525,9 @@ def predict_files(
                 result.failed[str(path)] = why; rows.append([as_text(path), None, None, None, why]); continue
             indices = _write_photo(model, image, out, stem, np.array(numbers, np.uint8), with_overlay, probabilities)
             if coco:
-                new, iou = _instances(indices, numbers, names, i, coco)
-                annotated['images'].append(dict(id=i, file_name=path.name, height=image.shape[0], width=image.shape[1]))
-                annotated['annotations'] += new; ious += iou
+                (new, iou), (h, w) = _instances(indices, numbers, names, i, coco), indices.shape
+                photo = dict(id=i, file_name=Path(os.path.relpath(path, root)).as_posix(), height=h, width=w)
+                annotated['images'].append(photo); annotated['annotations'] += new; ious += iou
             result.done.append(str(path))
             rows.append([as_text(path), as_text(f'masks/{stem}.png'), *image.shape[:2], None])
         if ious: result.polygon_iou = sum(ious) / len(ious)

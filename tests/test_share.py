@@ -302,6 +302,15 @@ def test_predictions_have_the_photos_size_and_the_models_classes(net, tmp_path):
         assert sure.shape == (4, *mask.shape) and np.allclose(sure.astype(np.float32), net.predict_logits(p).softmax(0), atol=1e-3)
     assert {'categories': [dict(id=i, name=n) for i, n in enumerate(NAMES)], 'values': 'category_id'} == json.loads((tmp_path/'out'/'classes.json').read_text())
 
+def test_twin_names_in_two_folders_stay_apart_in_the_coco_file(net, tmp_path):
+    "So that `prepare` finds each photo again."
+    for i in 'ab': photo(tmp_path/'in'/i/'0.png', 8, 9)
+    predict_files(net, tmp_path/'in', tmp_path/'out', coco='rle', with_overlay=False)
+    said = json.loads((tmp_path/'out'/'annotations.json').read_text())
+    assert [r['file_name'] for r in said['images']] == ['a/0.png', 'b/0.png']
+    predict_files(net, [tmp_path/'in'/'a'/'0.png'], tmp_path/'one', coco='rle', with_overlay=False)
+    assert json.loads((tmp_path/'one'/'annotations.json').read_text())['images'][0]['file_name'] == '0.png'
+
 def whole(path, mask):
     "A prepared folder's files, as far as predict would write over them."
     (path/'masks').mkdir(parents=True); (path/'images').mkdir()
