@@ -160,3 +160,42 @@ def test_the_shell_says_the_same(tmp_path):
     (tmp_path/'r.json').write_text(json.dumps(coco([ann(1, seg=[[]], bbox=[1, 1, 9, 9])])))
     r = subprocess.run([Path(sys.executable).parent/'seglab', 'prepare', 'r.json', 'img', 'out'], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert r.returncode == 1 and len(r.stderr.strip().splitlines()) == 1 and 'a ring without numbers' in r.stderr and not (tmp_path/'out').exists()
+
+# --- trainings
+
+from support.training import LABELS, Stripes, tiny   # noqa: E402
+from seglab.train import fit   # noqa: E402
+
+def train(d, data=None, **kw): return fit(tiny(), data or (Stripes(2), Stripes(2, 9)), out=d/'run', **dict(epochs=1, batch_size=2, progress=False, report_to='none', pictures=0, workers=0) | kw)
+
+VALUES = [   # what cannot be meant, and what is said
+    (dict(gradient_accumulation_steps=0), 'expected a whole number from 1.'), (dict(gradient_accumulation_steps=2.5), 'expected a whole number from 1.'), (dict(max_grad_norm=-1), 'expected a number from 0.'),
+    (dict(max_grad_norm='x'), 'expected a number from 0.'), (dict(adam_beta1=2.), 'expected a number from 0 and below 1.'), (dict(adam_epsilon=-1), 'expected a number from 0.'),
+    (dict(max_steps='3'), 'expected a whole number.'), (dict(dataloader_drop_last='no'), 'expected True or False.'), (dict(weight_decay='x'), 'expected a finite number from 0.'),
+    (dict(weight_decay=-1), 'expected a finite number from 0.'), (dict(weight_decay=float('nan')), 'expected a finite number from 0.'), (dict(compile='yes'), 'expected True or False.'),
+    (dict(optimizer='sgd'), "a function that makes it"), (dict(callbacks=[1]), "a list of transformers' TrainerCallback objects"), (dict(callbacks='x'), "TrainerCallback objects")]
+
+@pytest.mark.parametrize('kw,said', VALUES, ids=[str(k) for k, _ in VALUES])
+def test_values_that_no_training_can_have(tmp_path, kw, said):
+    "One sentence that names the argument, before a folder is made."
+    with pytest.raises(UserError) as e: train(tmp_path, **kw)
+    assert str(e.value).startswith(f'{next(iter(kw))}=') and said in str(e.value) and not (tmp_path/'run').exists()
+
+class Own:
+    "Two samples, of which one is made odd."
+    label_space = LABELS
+    def __init__(self, make): self.make = make
+    def __len__(self): return 2
+    def __getitem__(self, i):
+        d = Stripes(2)[i]
+        return self.make(d['pixel_values'], d['labels']) if i else (d['pixel_values'], d['labels'])
+
+SAMPLES = {
+    'no mask': (lambda x, y: (x, None), 'Tensor and NoneType', ''), 'paths': (lambda x, y: ('a.jpg', 'a.png'), 'Read them in __getitem__', ''),
+    'NaN': (lambda x, y: (x.float()*float('nan'), y), 'Look at the photo', 'normalise'), 'infinite': (lambda x, y: (x.float()/0, y), 'Look at the photo', 'normalise')}
+
+@pytest.mark.parametrize('kind', SAMPLES)
+def test_samples_that_are_none(tmp_path, kind):
+    make, there, absent = SAMPLES[kind]
+    with pytest.raises(UserError) as e: train(tmp_path, (Own(make), Stripes(2)))
+    assert there in str(e.value) and not (absent and absent in str(e.value))
