@@ -293,7 +293,7 @@ def _remarks(plan, classes, rules, codes, counts):
         notes.append(f"Every annotation of {', '.join(only)} is a crowd (iscrowd=1) and is only ignored; "
                      f"crowd='paint' (--crowd paint) paints them.")
     for code, what in (('normalised', 'have all coordinates in 0…1: multiply them by width and height'),
-                       ('outside', 'lie wholly outside their photos: are their coordinates for another size?')):
+                       ('outside', 'lie wholly outside their photos: their coordinates may be for another size')):
         n = codes['dropped'].get(code, 0)
         if n > counts['total']/10: notes.append(f"{n:,} annotations {what}.")
     return notes
@@ -319,9 +319,11 @@ def _nothing_painted(plan, codes, fails, files, roots):
         (code, detail), n = Counter(fails).most_common(1)[0][0], Counter(c for c, _ in fails)
         missing = n['image_missing'] + n['unsafe_path']
         if missing > len(fails)/2:
+            todo = 'Write each file_name as a path below it.'
+            if code != 'unsafe_path': todo = 'Give the folder that holds them.'
             return mistake('images', os.fspath(roots[0]),
-                    'the folder that the file names of the annotation file start from', 'Give the folder that holds '
-                    'them.', f'none of the {len(fails):,} photos there ({detail})')
+                    'the folder that the file names of the annotation file start from', todo,
+                    f'none of the {len(fails):,} photos there ({detail})')
         return mistake('images', os.fspath(roots[0]), 'photos that fit the annotation file',
                        got=f'{len(fails):,} photos that failed, such as: {detail}')
     name, expected = ', '.join(as_text(os.path.basename(f)) for f in files[:3]), 'at least one annotation to paint'
@@ -365,6 +367,9 @@ def _write_account(out, plan, splits, done, settings, classes, rules, recipe, sa
                   images=dict(total=len(plan.photos), written=len(index), failed=len(plan.photos) - len(index),
                               records=plan.n_records, empty=plan.n_empty), splits=dict(sorted(in_split.items())))
     notes += [said]*bool(said) + _remarks(plan, classes, rules, codes, counts['annotations'])
+    if isinstance(recipe.split, (list, tuple)):
+        twice = sum(any(recipe.split[f] != s for f in p.also) for p, s in zip(plan.photos, splits))
+        if twice: notes.append(f"{twice:,} photos are in files of several splits: each is in its first file's.")
     written = [p for p in plan.photos if not done[p.k].code]
     if recipe.pack: _close_parts(out, len(plan.photos), [p.k for p in written], rules.size_hw)
     write_csv(out/'index.csv', 'stem image_id file_name height width split group used repaired dropped'.split(), index)

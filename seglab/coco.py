@@ -65,13 +65,14 @@ def id_number(
 )->int|None: # None for text that is no number
     "The number that an id says."
     if not isinstance(i, str): return i
-    return int(i) if re.fullmatch(r'\s*[+-]?[0-9]{1,40}\s*', i) else None
+    return int(i.partition('.')[0]) if re.fullmatch(r'\s*[+-]?[0-9]{1,40}(\.0*)?\s*', i) else None
 
 # %% ../nbs/lib/13_coco.ipynb #d1a6323a
 def _loose_crowd(v):
     "Any JSON value of iscrowd -> (0 or 1, is it odd?)."
     if type(v) is int and v in (0, 1): return v, False
-    return int(isinstance(v, (list, dict)) or v not in (None, False, 0, '', '0', 'false', 'False')), True
+    no = r'\s*(-?[0.]*|f|false|n|no|none|null|nan)\s*'
+    return int(isinstance(v, (list, dict)) or not re.fullmatch(no, str(v), re.I)), True
 
 # %% ../nbs/lib/13_coco.ipynb #548d771e
 def read_annotation(
@@ -162,8 +163,7 @@ class CocoFile:
         self.images, self.annotations, self.categories, self.name = images, annotations, categories, name
         self.digest, self.panoptic, self.data = digest, panoptic or {}, data
     def __repr__(self):
-        parts = ('images', self.images), ('annotations', self.annotations), ('categories', self.categories)
-        n = [f'{len(records):,} {what}' for what, records in parts]
+        n = [f'{len(getattr(self, k)):,} {k}' for k in ('images', 'annotations', 'categories')]
         return f'{self.name}: {", ".join(n)}'
     def values(self,
         key:str,              # a key that our structs do not read, such as 'video_id'
@@ -180,7 +180,7 @@ def _categories(raw, name):
     for c in raw if isinstance(raw, list) else []:
         cid = as_id(c.get('id'))[0] if isinstance(c, dict) else None
         if cid is None: continue
-        texts = {k: as_text(c[k]) if isinstance(c.get(k), str) else '' for k in ('name', 'supercategory')}
+        texts = {k: as_text(c[k]) if isinstance(c.get(k), (str, int)) else '' for k in ('name', 'supercategory')}
         cat = dict(id=cid, name=texts['name'] or str(cid), supercategory=texts['supercategory'])
         if cid in out and out[cid]['name'] != cat['name']:
             raise mistake('annotations', name, 'one name for each category id', 'Keep one of them.',
@@ -223,7 +223,7 @@ _KINDS = (('videos', 'a YouTube-VIS file', 'Convert each frame into an image rec
 def _check_coco(d, name):
     "Is this parsed JSON a COCO file?"
     if isinstance(d, list):
-        results = d and all(isinstance(r, dict) and 'image_id' in r for r in d[:9])
+        results = d and all(isinstance(r, dict) and 'image_id' in r and 'annotations' not in r for r in d[:9])
         raise mistake('annotations', name, _COCO_FILE,
                       'Give the file that lists the photos as images_from (--images-from).' if results else '',
                       "a list of results, which names no photos and no categories" if results else 'JSON whose '
@@ -236,7 +236,7 @@ def _check_coco(d, name):
             if k in d: raise mistake('annotations', name, _COCO_FILE, todo, what)
         if key in d:
             raise mistake('annotations', name, _COCO_FILE, 'Write its records as a list, [...].',
-                          f'an object ({type(d[key]).__name__}) under {key!r} where a list is expected')
+                          ('null' if d[key] is None else f'an object ({type(d[key]).__name__})') + f' under {key!r}')
         raise mistake('annotations', name, _COCO_FILE,
                 got=f'JSON that has no list {key!r}, only '
                     f'{", ".join(repr(as_text(k[:30])) for k in list(d)[:8]) or "nothing"}')
@@ -281,12 +281,12 @@ def read_json_bytes(
     if not path.is_file():
         raise FileNotFoundError(f'There is no annotation file {as_text(path.name)!r}: give the path of {_COCO_FILE}')
     data = path.read_bytes()
-    if data[:2] == b'\x1f\x8b':
-        data = _expand(path, max(2**26, 100*len(data)))
+    if data[:2] == b'\x1f\x8b': data = _expand(path, max(2**26, 100*len(data)))
     start = data[:64].lstrip(b'\xef\xbb\xbf \t\r\n')
     for magic, what, todo in _MAGIC:
         if start.startswith(magic): raise mistake('annotations', path.name, _COCO_FILE, todo, what)
-    return data
+    kind = json.detect_encoding(data)                                      # some tools write a mark in front, or UTF-16
+    return data if kind == 'utf-8' else data.decode(kind, 'replace').encode()
 
 # %% ../nbs/lib/13_coco.ipynb #c45b47f3
 def parse_coco(
@@ -424,12 +424,13 @@ def _judge(ann, h, w):
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         try: seg = _loads(raw, 'the segmentation')
         except ValueError: raise BadAnnotation('not_json', 'the segmentation cannot be read') from None
-    if isinstance(seg, list): return _judge_polygon(seg, h, w)
-    if not isinstance(seg, dict): raise BadAnnotation('missing_segmentation', f'segmentation is a {type(seg).__name__}')
-    counts, codes = _rle(seg, h, w)
-    runs = counts_to_runs(counts, h)
+    parts = seg if isinstance(seg, list) and seg and {*map(type, seg)} == {dict} else [seg]
+    if isinstance(parts[0], list): return _judge_polygon(seg, h, w)
+    if not isinstance(seg, (dict, list)): raise BadAnnotation('missing_segmentation', f'it is a {type(seg).__name__}')
+    counts, codes = zip(*(_rle(p, h, w) for p in parts))
+    runs = Runs(*map(np.concatenate, zip(*(counts_to_runs(c, h) for c in counts))))
     if not len(runs.part): raise BadAnnotation('zero_area', 'its RLE holds no pixel')
-    return runs, codes
+    return (union_of_runs(runs, h, w), ['nested', *chain(*codes)]) if parts is seg else (runs, codes[0])
 
 # %% ../nbs/lib/13_coco.ipynb #9994de0d
 def judge_annotation(

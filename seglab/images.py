@@ -126,7 +126,7 @@ def _pil_open(file, name, max_pixels):
 
 # %% ../nbs/lib/11_images.ipynb #5cb5c5e7
 @contextlib.contextmanager
-def _one_sentence(name, max_pixels, data=b''):
+def _one_sentence(name, max_pixels, data):
     "Turn what PIL may raise on a broken file into a `BadImage`."
     try: yield
     except BadImage: raise
@@ -140,17 +140,17 @@ def _one_sentence(name, max_pixels, data=b''):
 
 # %% ../nbs/lib/11_images.ipynb #60e548d4
 def _bands(data):
-    "What is odd about the channels of a TIFF that PIL does not know; empty for other files."
+    "What a file is that PIL does not know: no picture, or a TIFF of odd channels; empty for other files."
+    if odd := re.match(rb'(version https://git-lfs)|\s*(<)|\s*$', data):
+        return 'it is ' + ('a Git LFS pointer; run `git lfs pull`' if odd[1] else 'XML or HTML' if odd[2] else 'empty')
     with contextlib.suppress(*_NOT_A_PICTURE), _quiet:
         from PIL.TiffImagePlugin import ImageFileDirectory_v2
         if data[:4] in (b'II*\0', b'MM\0*'):
             tags = ImageFileDirectory_v2(data[:8])
-            file = io.BytesIO(data)
-            file.seek(tags.next)
+            (file := io.BytesIO(data)).seek(tags.next)
             tags.load(file)
             n, bits = tags.get(277, 1), tags.get(258, (1,))
-            return (f'a TIFF of {n} channels of {"/".join(map(str, sorted(set(bits))))} bits; a photo has 1, 3 or 4: '
-                    'take the channels you want and save them as RGB')
+            return f'a TIFF of {n} channels of {bits[0]} bits; a photo has 1, 3 or 4: save the ones you want as RGB'
     return ''
 
 # %% ../nbs/lib/11_images.ipynb #7458ebe3
@@ -207,16 +207,17 @@ def _rewound(stack, fd):
 
 def image_header(
     photo:str|os.PathLike|bytes, # a file, or its bytes
+    name:str='the photo',        # what to call bytes in messages
 )->ImageHeader: # (height, width, orientation, bits, signed)
     "Size, orientation and depth of a picture, without decoding it."
     whole = isinstance(photo, bytes)
-    name = 'the photo' if whole else os.path.basename(photo)
+    name = name if whole else os.path.basename(photo)
     with contextlib.ExitStack() as stack:
         fd = None if whole else stack.enter_context(_regular_file(photo))[0]
         head = photo[:_HEAD] if whole else os.read(fd, _HEAD)
         if hw := _plain_jpeg(head): return ImageHeader(*hw)
         if head[:4] == b'\x89PNG' and not whole: photo, whole = read_image_bytes(photo), True
-        stack.enter_context(_one_sentence(name, MAX_PIXELS))
+        stack.enter_context(_one_sentence(name, MAX_PIXELS, photo if whole else head))
         stack.enter_context(_quiet)
         im = _pil_open(io.BytesIO(photo) if whole else _rewound(stack, fd), name, 2**62)
         depth, (w, h) = _depth(im), im.size

@@ -319,7 +319,7 @@ def _check_options(recipe, workers):
 def _check_split(split, n):
     "A split rule for n annotation files."
     def fraction(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1
-    def name(v): return isinstance(v, str) and v != ''
+    def name(v): return isinstance(v, str) and v != '' and not ('.' in v and v.replace('.', '', 1).isdigit())
     if isinstance(split, (list, tuple)): good = len(split) == n and all(map(name, split))
     elif not isinstance(split, dict): good = fraction(split) or name(split)
     else: good = all(name(k) and fraction(v) for k, v in split.items()) and sum(split.values()) < 1 + 1e-9

@@ -116,8 +116,13 @@ def _readings(root, name):
     slashed = name.replace('\\', '/')
     rel = _below(root, slashed)
     if '\\' in name and rel: yield name, ''                                # a file whose name has a backslash
-    yield rel, '' if rel == str(PurePosixPath(name)) else 'name_path'
-    if '%' in slashed and (rel := _below(root, unquote(slashed))): yield rel, 'name_url'
+    # a signed address; Label Studio's local files
+    query = re.fullmatch(r'\w+://[^?#]*/([^?#]+)[?#].*|/?[\w/-]*\?d=(.+)', slashed, re.S)
+    if rel or not query: yield rel, '' if rel == str(PurePosixPath(name)) else 'name_path'
+    if '%' in slashed and (rel := _below(root, unquote(slashed).replace('\\', '/'))): yield rel, 'name_url'
+    rel = query and _below(root, unquote(query[1] or query[2]).replace('\\', '/'))
+    if rel: yield rel, 'name_url'
+    if name != name.strip() and (rel := _below(root, slashed.strip())): yield rel, 'name_path'
 
 # %% ../nbs/lib/11_names.ipynb #0abc027f
 class _Tree(NamedTuple):

@@ -347,7 +347,10 @@ def as_sample(
                       "samples {'pixel_values': (3,H,W), 'labels': (H,W)}, or pairs of the two", 'Change __getitem__.')
     x, y = item['pixel_values'], item['labels']
     if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
-        x, y = (torch.as_tensor(np.array(v) if hasattr(v, 'convert') else v) for v in (x, y))  # PIL images are copied
+        try: x, y = (torch.as_tensor(np.array(v) if hasattr(v, 'convert') else v) for v in (x, y))  # PIL: copied
+        except (TypeError, ValueError, RuntimeError):
+            raise mistake('data', f'{type(x).__name__} and {type(y).__name__}',
+                          'photo and labels as tensors, arrays or PIL images', 'Read them in __getitem__.') from None
     if y.ndim != 2:
         raise LabelError(str(mistake('labels', tuple(y.shape), '(H,W), one class index a pixel',
                                      'Squeeze a channel of 1, or take argmax over one-hot channels.')), 'shape')
@@ -371,7 +374,9 @@ def check_photo(
     got = f'values from {low:.3g} to {high:.6g}'
     if not x.is_floating_point(): raise mistake(name, x.dtype, want, 'Scale the values and convert them to uint8.', got)
     if -.5 <= low <= high <= 1.5: return
-    raise mistake(name, x.dtype, want, 'Divide by 255 and do not normalise: the model does.', got)
+    todo = 'Divide by 255 and do not normalise: the model does.' if np.isfinite([low, high]).all() else \
+        'Look at the photo, or at what its transform divides by.'
+    raise mistake(name, x.dtype, want, todo, got)
 
 # %% ../nbs/lib/19_own.ipynb #9fb23a91
 def augment(

@@ -179,7 +179,8 @@ class Done(msgspec.Struct, array_like=True):
 # %% ../nbs/lib/19_paint.ipynb #6c37e778
 def _decode(data, photo, job, done):
     "Bytes of a photo -> ((H,W,3) uint8, was it turned?), upright as far as it is known; notes the evidence in `done`."
-    name, expect, head = os.path.basename(photo.path), _size_in_json(photo), image_header(data)
+    name, expect = os.path.basename(photo.path), _size_in_json(photo)
+    head = image_header(data, name)
     o, stored = head.orientation, (head.height, head.width)
     upright = stored[::-1] if o > 4 else stored
     fits, turned = expect in (None, stored), o > 1 and expect in (None, upright)
@@ -200,7 +201,7 @@ def _mismatch(name, size, expect):
     text = f'{name} is {h} high and {w} wide, the annotation file says height {H} and width {W}'
     if size == expect[::-1]: return text + ': the two are swapped in the file'
     same_shape = abs(H*w - W*h) <= max(H, W, h, w)
-    return text + f': all coordinates are for a photo {H/h:.3g} times as large'*same_shape
+    return text + f': all coordinates are for a photo {H/h:.3g} times as large'*(same_shape and f'{H/h:.3g}' != '1')
 
 # %% ../nbs/lib/19_paint.ipynb #167ae54a
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ __all__ = ['COCO80', 'VOC20', 'read_annotations', 'IdTable', 'merge_categories',
 
 # %% ../nbs/lib/19_photos.ipynb #db1fe2ea
 import csv, hashlib, os, re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -22,7 +22,8 @@ from .files import as_text, did_you_mean, file_name, mistake, unique_names
 from .images import BACKGROUND, BadImage, IGNORE
 from .names import find_photo
 from .coco import (
-    Annotation, CocoFile, as_side, id_number, id_order, mark_twins, noted, parse_coco, read_coco, read_json_bytes)
+    Annotation, CocoFile, as_side, id_number, id_order, mark_twins, noted, parse_coco, read_annotation, read_coco,
+    read_json_bytes)
 
 # %% ../nbs/lib/19_photos.ipynb #f8aef79a
 class _Segment(msgspec.Struct):
@@ -39,19 +40,36 @@ class _PanopticFile(msgspec.Struct):
     annotations: list[_PanopticRecord]
 
 # %% ../nbs/lib/19_photos.ipynb #f8369a6b
+def _panoptic_records(file):
+    "The records of a panoptic file: (image id, name of its PNG, an annotation for each segment)."
+    try: return [(r.image_id, r.file_name, [Annotation(s.id, r.image_id, s.category_id, s.iscrowd)
+                                            for s in r.segments_info])
+                 for r in msgspec.json.decode(file.data, type=_PanopticFile).annotations]
+    except msgspec.MsgspecError: pass
+    out = []
+    for segments, name, a in zip(*(file.values(k, 'annotations') for k in ('segments_info', 'file_name')),
+                                 file.annotations):
+        segments = segments if isinstance(segments, list) else [None]
+        anns = [read_annotation(s | dict(image_id=a.image_id) if isinstance(s, dict) else s) for s in segments]
+        out.append((a.image_id, name, [noted(s, s.note, id=id_number(s.id)) for s in anns]))
+    return out
+
+def _png(folder, name):
+    "The PNG of that name, or why there is none."
+    try: path, _ = find_photo(folder.absolute(), name)
+    except BadImage as e: return e
+    return path if os.path.isfile(path) else BadImage('image_missing', f'{as_text(name)}: there is no such PNG')
+
 def _panoptic(file, path):
     "A panoptic file, read as an instance file -> with an annotation for each segment, and the PNG of each photo."
-    try: records = msgspec.json.decode(file.data, type=_PanopticFile).annotations
-    except msgspec.MsgspecError as e:
-        raise mistake('annotations', file.name, 'a panoptic file as COCO writes it', got=as_text(e)[:100]) from None
-    folder = next((f for f in (path.with_suffix(''), path.parent) if records and (f/records[0].file_name).is_file()),
-                  None)
+    records = _panoptic_records(file)
+    folder = next((f for f in (path.with_suffix(''), path.parent) for _, name, _ in records[:64]
+                   if isinstance(_png(f, name), str)), None)
     if folder is None:
         raise mistake('annotations', file.name, f'the PNGs of this panoptic file in a folder {path.stem!r} beside it',
                       'Unpack them there.', 'no such PNG')
-    file.annotations = [Annotation(s.id, r.image_id, s.category_id, s.iscrowd) for r in records
-                        for s in r.segments_info]
-    file.panoptic = {r.image_id: str((folder/r.file_name).absolute()) for r in records}
+    file.annotations = [a for _, _, anns in records for a in anns]
+    file.panoptic = {i: _png(folder, name) for i, name, _ in records}
     return file
 
 # %% ../nbs/lib/19_photos.ipynb #cb31945a
@@ -145,13 +163,17 @@ def choose_values(
                           f'{len(chosen)}')
         table = {c['id']: i for i, c in enumerate(chosen, 1)}
         return table | empty, others, [dict(c, id=table[c['id']], category_id=c['id']) for c in chosen]
-    fits = {c['id'] for c in chosen if isinstance(c['id'], int) and BACKGROUND < c['id'] < IGNORE}
+    times = Counter(id_number(c['id']) for c in categories)
+    fits = {c['id']: n for c in chosen if BACKGROUND < (n := id_number(c['id']) or 0) < IGNORE
+            and (isinstance(c['id'], int) or times[n] == 1)}
     bad = [c['id'] for c in chosen if c['id'] not in fits and c['id'] in used]
     if bad:
         raise mistake('values', values, 'category ids from 1 to 254 (0 is background, 255 ignore)',
                       "Pass values='class_index', which numbers the classes from 1, or choose others with keep=[…].",
                           f"{', '.join(map(str, bad[:9]))}{', …'*(len(bad) > 9)}")
-    return {i: i for i in fits} | empty, others, [c for c in chosen if c['id'] in fits]
+    return fits | empty, others, [
+        c if isinstance(c['id'], int) else dict(c, id=fits[c['id']], category_id=c['id'])
+        for c in chosen if c['id'] in fits]
 
 # %% ../nbs/lib/19_photos.ipynb #11c69cc9
 COCO80 = {1:'person', 2:'bicycle', 3:'car', 4:'motorcycle', 5:'airplane', 6:'bus', 7:'train', 8:'truck', 9:'boat',
@@ -188,6 +210,7 @@ class Photo(msgspec.Struct, array_like=True, gc=False):
     group: str = ''              # what it is split by, if there are groups
     exif: str = 'auto'           # what is known about the whole file: 'auto' | 'apply' | 'ignore'
     bits: int = 16               # and about its 16-bit photos
+    also: tuple = ()             # numbers of further files that list it
 
 # %% ../nbs/lib/19_photos.ipynb #e88bed2a
 def find_groups(
@@ -233,10 +256,11 @@ def _same_photo(photo, other, im, name):
         photo.fail = photo.fail or ('size_mismatch',
                 f'{name} has two image records, of {" and ".join(f"{h}×{w}" for h, w in sorted(sizes))}')
     if not (photo.height and photo.width): photo.height, photo.width = other.height, other.width
+    if other.root != photo.root: photo.also += other.root,
 
 def _photos_of(f, coco, root, groups, files, photos, taken):
     "The photos of one annotation file -> {image id: its photo}; an id of two files fails both."
-    mine = {}
+    mine, pngs = {}, IdTable(coco.panoptic)
     for k, im in enumerate(coco.images):
         name = im.file_name or (im.coco_url or '').rsplit('/', 1)[-1] or None
         shown = f'{f + 1}:{im.id}' if im.id in taken else im.id                # an id that an earlier file has too
@@ -256,7 +280,9 @@ def _photos_of(f, coco, root, groups, files, photos, taken):
             for p, q in ((photo, mine[im.id]), (mine[im.id], photo)):
                 text = f'image id {im.id} belongs to {q.file_name} too, so nobody knows whose its annotations are'
                 p.fail = 'duplicate_image_id', text
-        if im.id in coco.panoptic: photo.png = coco.panoptic[im.id]
+        png = coco.panoptic.get(pngs.find(im.id))
+        if isinstance(png, BadImage): photo.fail = photo.fail or (png.code, as_text(png))
+        elif png: photo.png = png
     return mine
 
 # %% ../nbs/lib/19_photos.ipynb #6b924004

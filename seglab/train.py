@@ -136,9 +136,28 @@ def what_becomes_of_arguments(
             else f'used with {_NEEDS[n]}' if n in _NEEDS else 'used' for n in known}
 
 # %% ../nbs/lib/25_train.ipynb #981264e2
-def _check_extra(extra, net, optimizer):
-    "Refuse TrainingArguments that would have no effect."
-    fate = what_becomes_of_arguments()
+_RANGES = dict(gradient_accumulation_steps=(1, math.inf), max_grad_norm=(0, math.inf), adam_epsilon=(0, math.inf),
+               adam_beta1=(0, 1), adam_beta2=(0, 1))   # from, and below
+
+def _check_value(k, v, kind):
+    "Refuse a value of another type than the argument has, or of no use."
+    kinds = {int: (Integral, 'a whole number'), float: (Real, 'a number'), bool: ((bool, np.bool_), 'True or False')}
+    if kind not in kinds: return
+    (types, what), (low, high) = kinds[kind], _RANGES.get(k, (-math.inf, math.inf))
+    good = isinstance(v, types) and (kind is bool or not isinstance(v, bool))
+    if good and (kind is bool or low <= v < high): return
+    raise mistake(k, v, what + (f' from {low}' + f' and below {high}'*(high < 9))*(k in _RANGES))
+
+def _check_extra(extra, net, optimizer, callbacks):
+    "Refuse TrainingArguments that would have no effect, and objects of another kind."
+    from transformers import TrainerCallback, TrainingArguments
+    if not (optimizer is None or callable(optimizer) or hasattr(optimizer, 'param_groups')):
+        raise mistake('optimizer', optimizer, "one of this model's weights, or a function that makes it",
+                      'For example optimizer=lambda weights: torch.optim.SGD(weights, lr=.01).')
+    classes = [c if isinstance(c, type) else type(c) for c in callbacks]
+    if isinstance(callbacks, str) or not all(issubclass(c, TrainerCallback) for c in classes):
+        raise mistake('callbacks', callbacks, "a list of transformers' TrainerCallback objects")
+    fate, kinds = what_becomes_of_arguments(), {f.name: f.type for f in fields(TrainingArguments)}
     for k, v in extra.items():
         def no(expected, todo='', got=None): return mistake(k, v, expected, todo, got)
         if k not in fate:
@@ -153,6 +172,7 @@ def _check_extra(extra, net, optimizer):
         if k.startswith('adam_') and 'adam' not in str(extra.get('optim', 'adam')): raise no('an Adam as optim=')
         if k.endswith('_checkpointing') and v and not getattr(net, 'supports_gradient_checkpointing', False):
             raise no("a net that can do it, as transformers' can", 'Leave it out.', type(net).__name__)
+        _check_value(k, v, kinds[k])
 
 def _training_args(path, settings, report_to, workers, **more):
     "transformers' TrainingArguments of a settings."
@@ -179,14 +199,16 @@ def _training_args(path, settings, report_to, workers, **more):
     return made
 
 # %% ../nbs/lib/25_train.ipynb #18ab6812
-def _check_numbers(recipe, patience, minutes, resume, seed=0, workers=None, pictures=0):
+def _check_numbers(recipe, patience, minutes, resume, seed=0, workers=None, pictures=0, compile=False):
     "Refuse what no run can follow."
     def above_0(x): return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) and x > 0
     def whole(x, least, most=2**31): return isinstance(x, Integral) and not isinstance(x, bool) and least <= x < most
-    epochs, lr, keep_best = recipe.epochs, recipe.lr, recipe.keep_best
+    epochs, lr, keep_best, decay = recipe.epochs, recipe.lr, recipe.keep_best, recipe.weight_decay
     rates = lr.values() if isinstance(lr, dict) and lr else [lr]
     if not above_0(epochs): raise mistake('epochs', epochs, 'a finite number above 0')
     if not all(map(above_0, rates)): raise mistake('lr', lr, 'a finite number above 0, or such numbers by pattern')
+    if not (decay == 0 and not isinstance(decay, bool) or above_0(decay)):
+        raise mistake('weight_decay', decay, 'a finite number from 0')
     if not whole(recipe.batch_size, 1): raise mistake('batch_size', recipe.batch_size, 'a whole number above 0')
     if minutes is not None and not above_0(minutes): raise mistake('minutes', minutes, 'a number above 0, or None')
     if patience is not None and not whole(patience, 1):
@@ -195,6 +217,7 @@ def _check_numbers(recipe, patience, minutes, resume, seed=0, workers=None, pict
     for k, n in dict(workers=workers, pictures=pictures).items():
         if n is not None and not whole(n, 0): raise mistake(k, n, 'a whole number from 0')
     if keep_best not in ('loss', 'mean_iou'): raise mistake('keep_best', keep_best, "'loss' or 'mean_iou'")
+    if not isinstance(compile, bool): raise mistake('compile', compile, 'True or False')
     if not isinstance(resume, bool):
         raise mistake('resume', resume, 'True or False', 'To resume a run, give its folder as out=.')
 
@@ -405,11 +428,12 @@ def fit(
 )->Run: # the run's folder, read back
     "Train a model, keep its best weights, and write everything down."
     asked = dict(epochs=epochs, lr=lr, batch_size=batch_size, loss=loss, weight_decay=weight_decay, keep_best=keep_best)
-    _check_numbers(_overruled(Recipe(), asked, None, {}), patience, minutes, resume, seed, workers, pictures)
+    _check_numbers(_overruled(Recipe(), asked, None, {}), patience, minutes, resume, seed, workers, pictures,
+                   compile)
     if optimizer is not None and lr is not None and not isinstance(lr, dict):
         raise mistake('lr', lr, 'no lr= with optimizer=', 'Set the rate in the optimiser.')
     model, trackers = _as_model(model, seed), _trackers(report_to)
-    _check_extra(training_args, model.net, optimizer)
+    _check_extra(training_args, model.net, optimizer, callbacks or ())
     path = Path(out) if out is not None else Path('runs')/_folder_name(name, model)
     keep, use_cpu = training_args.pop('save_total_limit', 1), training_args.get('use_cpu')
     with quiet(), run_errors(path):
