@@ -179,6 +179,14 @@ def _training_args(path, settings, report_to, workers, **more):
     return made
 
 # %% ../nbs/lib/25_train.ipynb #18ab6812
+def _check_kinds(name, optimizer, callbacks):
+    "Refuse objects of another kind than asked for."
+    if name is not None and not isinstance(name, str): raise mistake('name', name, 'text, or None')
+    if not (optimizer is None or callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer)):
+        raise mistake('optimizer', optimizer, 'a function(weights) -> torch optimiser, or an optimiser')
+    if callbacks is not None and not isinstance(callbacks, (list, tuple)):
+        raise mistake('callbacks', callbacks, "a list of transformers' TrainerCallbacks")
+
 def _check_numbers(recipe, patience, minutes, resume, seed=0, workers=None, pictures=0):
     "Refuse what no run can follow."
     def above_0(x): return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) and x > 0
@@ -405,6 +413,7 @@ def fit(
 )->Run: # the run's folder, read back
     "Train a model, keep its best weights, and write everything down."
     asked = dict(epochs=epochs, lr=lr, batch_size=batch_size, loss=loss, weight_decay=weight_decay, keep_best=keep_best)
+    _check_kinds(name, optimizer, callbacks)
     _check_numbers(_overruled(Recipe(), asked, None, {}), patience, minutes, resume, seed, workers, pictures)
     if optimizer is not None and lr is not None and not isinstance(lr, dict):
         raise mistake('lr', lr, 'no lr= with optimizer=', 'Set the rate in the optimiser.')
