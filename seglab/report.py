@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ERRORS', 'plain_text', 'contour', 'error_map', 'show_photos', 'class_order', 'show_iou', 'show_confusion',
-           'show_reliability', 'show_curves', 'chosen_photos', 'page_data', 'write_report', 'StoredReport',
-           'read_report']
+           'show_reliability', 'show_curves', 'chosen_photos', 'page_data', 'write_report', 'read_report']
 
 # %% ../nbs/lib/31_report.ipynb #b4499486
 import json
@@ -523,7 +522,7 @@ class _Bootstrap(msgspec.Struct):
     confidence: Annotated[float, msgspec.Meta(gt=0, lt=1)]
 
 # %% ../nbs/lib/31_report.ipynb #16b88422
-class StoredReport(msgspec.Struct):
+class _Stored(msgspec.Struct):
     "What of `scores.json` is needed to open a report again."
     models: dict[str, _Model]
     label_space: dict
@@ -534,13 +533,13 @@ class StoredReport(msgspec.Struct):
 
 def read_report(
     path:Path, # a folder that `compare` wrote
-)->tuple: # `StoredReport`, the photos' names, their groups
+)->tuple: # what `scores.json` holds, the photos' names, their groups
     "What a report says of itself, or one sentence on what is wrong with it."
     todo = 'Compare again.'
     if not (path/'scores.json').is_file():
         raise FileNotFoundError(f'{as_text(path)} is no report, scores.json is missing. Give the folder that compare '
                                 'wrote.')
-    stored, table = read_json(path/'scores.json', StoredReport, todo), path/'scores_per_photo.csv'
+    stored, table = read_json(path/'scores.json', _Stored, todo), path/'scores_per_photo.csv'
     rows = read_csv(table, 'stem', 'group')
     if 'stem' not in rows: raise UserError(f'{as_text(table)}: expected a column of stems; got none. {todo}')
     return stored, list(rows['stem']), [g or None for g in rows['group']] if 'group' in rows else [None] * len(rows)
