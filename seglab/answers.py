@@ -291,13 +291,11 @@ def photo_answers(
     calibration:Calibration=None, # filled on the way
 ): # yields (pred, truth) for each photo, (H,W) uint8
     "A model's answers, photo by photo, in the classes asked for."
-    table = np.full(256, IGNORE, np.uint8)
-    table[:len(truth_map)] = truth_map
+    table = np.append(truth_map, np.full(256 - len(truth_map), IGNORE)).astype(np.uint8)
     loader = make_loader(_Scored(ds, stems, len(truth_map)), workers, batch_size=batch_size, collate_fn=_as_list)
     first = 0
     for samples in _loaded(loader):
-        sizes = [tuple(y.shape) for _, y in samples]
-        done = {}
+        sizes, done = [tuple(y.shape) for _, y in samples], {}
         for size in dict.fromkeys(sizes):
             at = [i for i, s in enumerate(sizes) if s == size]
             room = max(1, _LOGITS // (4 * model.num_labels * size[0] * size[1]))
@@ -431,10 +429,9 @@ def same_masks(
     return first
 
 # %% ../nbs/lib/35_answers.ipynb #08b1d3aa
-def _mean_score(values):
+def _mean_score(vs):
     "The mean of numbers, or of dictionaries of numbers."
-    if not isinstance(values[0], dict): return nanmean(values)
-    return {k: _mean_score([v[k] for v in values]) for k in values[0]}
+    return {k: _mean_score([v[k] for v in vs]) for k in vs[0]} if isinstance(vs[0], dict) else nanmean(vs)
 
 class SeveralRuns:
     "The evaluations of several runs of one recipe, read as if they were one."
@@ -520,10 +517,13 @@ def adopt_masks(
     evaluation, # an `Evaluation` that kept its masks, or not
     home:Path, # the report's folder
     name:str, # of the model's folder
-)->None:
+)->object: # a copy of the evaluation, which has its masks there
     "Copy the masks that an evaluation kept into a report."
-    for source, target in ((evaluation.folder, home/'predictions'/name), (evaluation.truth_folder, home/'truth')):
-        for stem in evaluation.stems if source else []: write_mask(target, stem, read_mask(source/f'{stem}.png'))
+    kept, folders = copy.copy(evaluation), (evaluation.folder, evaluation.truth_folder)
+    for source, target in zip(folders, (home/'predictions'/name, home/'truth')):
+        for stem in kept.stems if source else []: write_mask(target, stem, read_mask(source/f'{stem}.png'))
+    kept.folder, kept.truth_folder = folders[0] and home/'predictions'/name, folders[1] and home/'truth'
+    return kept
 
 def check_masks_apart(
     evaluations:dict, # {name: `Evaluation`}

@@ -20,9 +20,8 @@ import msgspec
 
 # %% ../nbs/lib/14_bulk.ipynb #ca27870b
 from .files import (
-    as_text, cores, disk_errors, growing, hide_script, jsonable, mistake, only_me, progress_bar, read_csv, sweep,
-    versions,
-    write_csv, write_json)
+    as_text, cores, disk_errors, growing, hide_script, jsonable, mistake, only_me, progress_bar, read_csv, read_json,
+    sweep, versions, write_csv, write_json)
 from .images import BACKGROUND, BadImage, MAX_PIXELS, read_image_bytes
 from .coco import Annotation, CODES, id_order, noted, orphan_verdict
 from .photos import IdTable, choose_values, merge_categories, plan_photos, read_annotations, split_photos
@@ -54,6 +53,16 @@ class PrepareRecipe:
     images_from: str = None      # for a list of results: the file that lists the photos
 
 # %% ../nbs/lib/14_bulk.ipynb #f92cae94
+class _Images(msgspec.Struct):
+    written: int
+    failed: int
+
+class _Made(msgspec.Struct):
+    "What of an earlier prepare.json is used."
+    counts: msgspec.defstruct('Counts', [('images', _Images)]) | None = None
+    photos: dict = {}
+    files: str | None = None
+
 def _earlier_run(out, settings):
     "prepare.json of an earlier run with these settings; {} for an empty folder. Anything else is refused."
     file, old = out/'prepare.json', None
@@ -66,6 +75,7 @@ def _earlier_run(out, settings):
     if not (isinstance(old, dict) and isinstance(old.get('settings'), dict)):
         raise mistake('out', out.name, 'a new or empty folder, or a prepared one', 'Choose another folder.',
                       'a folder with a prepare.json that is not ours')
+    read_json(file, _Made, 'Choose another folder, or delete this one.')
     for k, new in settings.items():
         was = old['settings'].get(k)
         if was == new: continue

@@ -409,6 +409,9 @@ def _do_train(
 def _train_one(data, out, set, given):
     "One run."
     from seglab.train import fit
+    for k in set or {}:
+        if k in _parameters('train'):
+            raise mistake('set', f'{k}={set[k]}', 'what has no option of its own', f'Give --{k.replace("_", "-")}.')
     seed, size = given.get('seed', 0), given.get('size_hw')
     data = _open_data(data, seed=seed, **_take(given, 'masks classes size_hw suffix val'))
     name, weights = given.get('model', 'unet'), given.get('weights', 'auto')

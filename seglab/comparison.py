@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% ../nbs/04_compare.ipynb #5cc63277
+import msgspec
 import numpy as np
 import pandas as pd
 import torch
@@ -23,9 +24,8 @@ from fastcore.basics import patch
 from .metrics import scores as score_matrix
 
 # %% ../nbs/04_compare.ipynb #024fff88
-from seglab.files import (
-    UserError, as_text, disk_errors, folder_names, inside, jsonable, mistake, progress_bar, read_csv, read_json,
-    versions)
+from .files import (
+    UserError, as_text, disk_errors, folder_names, inside, jsonable, mistake, progress_bar, versions)
 from .images import IGNORE, read_mask, write_mask
 from .labels import TruthCheck
 from .own import look_through
@@ -41,7 +41,8 @@ from .answers import (
     mean_history, named_models, own_mapping, photo_answers, photo_facts, report_folder, run_facts, runs_of, same_masks,
     scored_data, scoring_notes, single_runs, spoken_of, worker_errors)
 from .costs import measure_costs
-from .report import show_confusion, show_curves, show_iou, show_photos, show_reliability, write_report
+from .report import (
+    read_report, show_confusion, show_curves, show_iou, show_photos, show_reliability, write_report)
 
 # %% ../nbs/04_compare.ipynb #74cc775b
 def photo_counts(
@@ -470,30 +471,28 @@ def to_dict(self:Comparison)->dict: # JSON-ready: what scores.json holds
 @patch
 def _reopen(self:Comparison, path):
     "The evaluations of a report, from its masks; settings and costs from scores.json."
-    todo, found = 'Compare again.', {}
-    stored, rows = read_json(path/'scores.json', todo=todo), read_csv(path/'scores_per_photo.csv', 'stem', 'group')
-    space, boot = LabelSpace.from_dict(stored['label_space']), stored['bootstrap']
-    for name, m in stored['models'].items():
+    (stored, stems, groups), todo, found = read_report(path), 'Compare again.', {}
+    space, boot = LabelSpace.from_dict(stored.label_space), stored.bootstrap
+    for name, m in stored.models.items():
         runs = []
-        for r in m.get('runs') or [m]:
-            folder = inside(path, r['predictions'] or '')
+        for r in m.runs:
+            folder = inside(path, r.predictions or '')
             if not folder: raise UserError(f'{as_text(path)}: expected masks of {name}; got a report without. {todo}')
-            e = Evaluation(space, name, 'mean_boundary_iou' in m)
-            for stem, group in zip(rows['stem'], rows['group'] if 'group' in rows else [None] * len(rows)):
+            e = Evaluation(space, name, m.mean_boundary_iou is not msgspec.UNSET)
+            for stem, group in zip(stems, groups):
                 pred, truth = (inside(f, f'{stem}.png') for f in (folder, path/'truth'))
                 if None in (pred, truth):
                     raise UserError(f'{as_text(path)}: expected photos; got {as_text(stem)!r}. {todo}')
-                e.add(stem, read_mask(pred), read_mask(truth), group or None)
-            if e.digest != stored['truth_digest']:
+                e.add(stem, read_mask(pred), read_mask(truth), group)
+            if e.digest != stored.truth_digest:
                 raise UserError(f'{as_text(path)}: expected the masks that were scored; got others in truth/. {todo}')
-            e.folder, e.truth_folder, e.seconds = folder, path/'truth', m['seconds'] / len(m.get('runs') or [m])
-            e.mapping, e.notes = m['mapping'], m['notes']
-            e.calibration = m['reliability'] and Calibration.from_table(m['reliability'])
+            e.folder, e.truth_folder, e.seconds = folder, path/'truth', m.seconds / len(m.runs)
+            e.mapping, e.notes, e.calibration = m.mapping, m.notes, m.calibration
             runs.append(e)
-        found[name], self.costs[name], self.recipes[name] = runs, m['cost'], m['recipe'] or {}
-    self.costs = {n: c for n, c in self.costs.items() if c}
-    self.n_boot, self.seed, self.confidence, self.home = boot['draws'], boot['seed'], boot['confidence'], path
-    self.caveats, self.command = stored['caveats'], stored['command']
+        found[name], self.recipes[name] = runs, m.recipe or {}
+        if m.cost: self.costs[name] = msgspec.structs.asdict(m.cost)
+    self.n_boot, self.seed, self.confidence, self.home = boot.draws, boot.seed, boot.confidence, path
+    self.caveats, self.command = stored.caveats, stored.command
     return found
 
 # %% ../nbs/04_compare.ipynb #6fc5e2f1
@@ -537,7 +536,7 @@ def compare(
             to = dict(out=home/'predictions'/folder, truth_out=truth)
             part = own_mapping(mapping, nets[n].label_space) if n in nets else None
             if n in nets: found[n] = evaluate(nets[n], ds, name=n, mapping=part, progress=progress, **to, **how)
-            else: adopt_masks(done[n], home, folder); found[n] = done[n]
+            else: found[n] = adopt_masks(done[n], home, folder)
         result = Comparison({n: [found[r] for r in runs] for n, runs in members.items()}, n_boot, seed, confidence)
         recipes, histories = gathered(recipes, members), mean_history(histories, members)
         nets = {n: nets[runs[0]] for n, runs in members.items() if runs[0] in nets}

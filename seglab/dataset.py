@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 # %% ../nbs/01_dataset.ipynb #2361575e
-from .files import mistake
+from .files import as_text, mistake
 from .images import IGNORE, LabelError, check_size, read_image, read_mask
 from .photos import COCO80
 from .packed import load_packed, mixed_sizes, open_packed, pack_if_it_fits, read_prepared
@@ -61,7 +61,7 @@ class LabelSpace:
     def __hash__(self): return hash(json.dumps(self.to_dict()))
     def __repr__(self):
         shown = ', '.join(f'{i} {n}' for i, n in enumerate(self.names[:10])) + (', ...' if self.names[10:] else '')
-        return f"LabelSpace of {len(self.names)} classes: {shown}; {IGNORE} = ignore"
+        return as_text(f"LabelSpace of {len(self.names)} classes: {shown}; {IGNORE} = ignore")
 
     @property
     def palette(self)->np.ndarray: # (256,3) uint8 RGB
@@ -112,7 +112,7 @@ def from_dict(cls:LabelSpace,
 )->LabelSpace: # An equal label space
     "A label space from plain data."
     names, ids, ignored = d.get('names'), d.get('ids'), d.get('ignore_ids', [])
-    if not all(isinstance(x, list) for x in (names, ids, ignored, *(ids or [0]))) or len(names) != len(ids):
+    if not (type(ids) is list and all(type(x) is list for x in (names, ignored, *ids)) and len(names) == len(ids) > 0):
         raise mistake('label_space', d, 'a dict of names and as many lists of ids', 'Save one with LabelSpace.to_dict.')
     flat = [*sum(ids, []), *ignored]
     odd = [n for n in names if not isinstance(n, str)] + [v for v in flat if type(v) is not int or not 0 <= v <= 255]
@@ -221,7 +221,7 @@ class SegDataset(Dataset):
     def __getstate__(self): return {**self.__dict__, '_arrays': None}  # a worker opens the arrays itself
     def __repr__(self):
         which = f"{'' if self.split is None else f', split {self.split!r}'}{', packed' if self._packed else ''}"
-        return f"SegDataset of {len(self)} photos from {self.path.name!r}{which}: {self.label_space!r}"
+        return f"SegDataset of {len(self)} photos from {as_text(repr(self.path.name))}{which}: {self.label_space!r}"
 
 # %% ../nbs/01_dataset.ipynb #a0412a81
 @patch

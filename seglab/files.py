@@ -49,6 +49,7 @@ def one_line(
 # %% ../nbs/lib/10_files.ipynb #91e05ebd
 class UserError(ValueError):
     "A mistake that the user can put right; its message says how."
+    def __init__(self, text=''): super().__init__(as_text(text))           # it may quote a stranger's file
 
 def mistake(
     name:str,      # the argument
@@ -231,6 +232,13 @@ def _oserror(kind, code, text):
     e.errno = code
     return e
 
+def _held_file(e, folder):
+    "The file behind a refusal, where the folder itself lets us write: Windows keeps open files from being replaced."
+    file = getattr(e, 'filename2', None) or e.filename if isinstance(e, OSError) else None
+    if not isinstance(file, (str, bytes, os.PathLike)) or not os.path.lexists(file): return None
+    same = os.path.abspath(os.fsdecode(file)) == os.path.abspath(os.fsdecode(folder))
+    return None if same or not _may_write(os.path.dirname(os.fsdecode(file))) else as_text(repr(os.fsdecode(file)))
+
 def disk_sentence(
     e:BaseException,                        # what was raised
     folder:str|os.PathLike,                 # where we write
@@ -243,6 +251,9 @@ def disk_sentence(
     where = as_text(repr(os.fsdecode(folder if ours or not known else file)))
     if code in _FULL: return _oserror(OSError, code, f'{_FULL[code]} ({where}). Make room, then {then}.')
     if not ours or isinstance(e, ConnectionError): return None
+    if code in _DENIED - {errno.EROFS} and (held := _held_file(e, folder)):
+        text = f'{held} cannot be replaced ({os.strerror(code)}): another program has it open, or it is protected.'
+        return _oserror(PermissionError, code, f'{text} Close it there, then {then}.')
     if code in _DENIED:
         text = f'We may not write to {where} ({os.strerror(code)}). Choose a folder of your own.'
         return _oserror(PermissionError, code, text)

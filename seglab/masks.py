@@ -9,6 +9,7 @@ __all__ = ['palette', 'colorize', 'overlay', 'show_image', 'legend', 'show_mask'
 # %% ../nbs/00_masks.ipynb #c773d83d
 import colorsys, os
 from pathlib import Path
+from typing import Annotated
 
 # %% ../nbs/00_masks.ipynb #bd32bdc3
 import msgspec
@@ -162,11 +163,13 @@ def picture_grid(
 # %% ../nbs/00_masks.ipynb #5d0e001f
 class _Settings(msgspec.Struct):
     size_hw: tuple[int, int] | None
+    annotations: list[str]
+    crowd: str
     pack: bool = False
 
 class _Counts(msgspec.Struct):
-    annotations: msgspec.defstruct('Annotations', [(n, int) for n in ('total', 'used', 'repaired', 'dropped')])
-    images: msgspec.defstruct('Images', [('total', int), ('written', int)])
+    annotations: msgspec.defstruct('Annotations', [(n, int) for n in 'total used repaired dropped ignored'.split()])
+    images: msgspec.defstruct('Images', [(n, int) for n in 'total written failed empty'.split()])
     splits: dict[str, int]
 
 # %% ../nbs/00_masks.ipynb #5d0e0032
@@ -197,7 +200,8 @@ class Prepared:
 
 # %% ../nbs/00_masks.ipynb #5d0e0034
 class _ClassFile(msgspec.Struct):
-    categories: list[msgspec.defstruct('Category', [('id', int), ('name', str)])]
+    categories: list[msgspec.defstruct('Category', [('id', Annotated[int, msgspec.Meta(ge=0, le=255)]),
+                                                    ('name', str)])]
 
 @patch(as_prop=True)
 def classes(self:Prepared) -> list: # of dicts: id (the pixel value), name, supercategory

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 # %% ../nbs/lib/32_plan.ipynb #51d363f5
 import matplotlib.pyplot as plt
+import msgspec
 import numpy as np
 import pandas as pd
 from torch.utils.data import Subset
@@ -206,8 +207,8 @@ class LearningCurve:
         self.path = None
         if isinstance(scores, (str, os.PathLike)):
             self.path = Path(scores)
-            stored = read_json(self.path/'curve.json', todo='Give the folder that learning_curve wrote.')
-            scores = {int(n): s for n, s in stored['scores'].items()}
+            kind = msgspec.defstruct('Curve', [('scores', dict[int, list[float]])])
+            scores = read_json(self.path/'curve.json', kind, 'Give the folder that learning_curve wrote.').scores
         self.scores = {n: list(s) for n, s in sorted(scores.items())}
         sizes = np.array([n for n, s in self.scores.items() for _ in s], float)
         if len(self.scores) < 3 or len(sizes) < 6:

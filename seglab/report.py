@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ERRORS', 'plain_text', 'contour', 'error_map', 'show_photos', 'class_order', 'show_iou', 'show_confusion',
-           'show_reliability', 'show_curves', 'chosen_photos', 'page_data', 'write_report']
+           'show_reliability', 'show_curves', 'chosen_photos', 'page_data', 'write_report', 'read_report']
 
 # %% ../nbs/lib/31_report.ipynb #b4499486
 import json
@@ -14,21 +14,25 @@ from hashlib import sha256
 from importlib.resources import files as package_files
 from io import BytesIO
 from itertools import combinations
+from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
 from zlib import compress
 
 # %% ../nbs/lib/31_report.ipynb #a16d3c79
 import cv2
 import matplotlib.pyplot as plt
+import msgspec
 import numpy as np
 
 # %% ../nbs/lib/31_report.ipynb #4addcd06
 from .files import (
-    as_text, folder_names, jsonable, md, md_table, number, write_atomic, write_csv, write_json, write_text)
+    UserError, as_text, folder_names, jsonable, md, md_table, number, read_csv, read_json, write_atomic, write_csv,
+    write_json, write_text)
 from .images import IGNORE, resize_image, resize_mask
 from .names import add_glyphs
 from .masks import palette
-from .metrics import FORMULA, confidence, nanmean
+from .metrics import Calibration, FORMULA, confidence, nanmean
 from .intervals import spread
 from .answers import spoken_of
 
@@ -474,3 +478,68 @@ def write_report(
     write_text(out/'report.html', _html(comparison, figures, *_photos(comparison, n_photos)))
     write_text(out/'report.md', _markdown(comparison, figures))
     write_json(out/'scores.json', comparison.to_dict())
+
+# %% ../nbs/lib/31_report.ipynb #16b88421
+_Column = Annotated[list[float | None], msgspec.Meta(min_length=1)]
+
+class _Bins(msgspec.Struct):
+    "`Calibration.table` in columns."
+    pixels: _Column
+    confidence: _Column
+    accuracy: _Column
+    def __post_init__(self):
+        if not len(self.pixels) == len(self.confidence) == len(self.accuracy): raise ValueError('columns of one length')
+
+class _Cost(msgspec.Struct):
+    parameters: int
+    size_hw: tuple[int, int]
+    batch_size: int
+    device: str
+    flops: float
+    peak_memory_bytes: int
+    latency_ms: float
+    images_per_second: float
+
+class _RunMasks(msgspec.Struct):
+    predictions: str | None
+
+class _Model(msgspec.Struct):
+    runs: Annotated[list[_RunMasks], msgspec.Meta(min_length=1)]
+    seconds: float
+    notes: list[str]
+    mapping: dict[str, str | None] | None
+    reliability: _Bins | None
+    cost: _Cost | None
+    recipe: dict | None
+    mean_boundary_iou: float | None | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def calibration(self): return self.reliability and Calibration.from_table(msgspec.structs.asdict(self.reliability))
+
+class _Bootstrap(msgspec.Struct):
+    draws: Annotated[int, msgspec.Meta(ge=1, le=10**6)]
+    seed: Annotated[int, msgspec.Meta(ge=0)]
+    confidence: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+
+# %% ../nbs/lib/31_report.ipynb #16b88422
+class _Stored(msgspec.Struct):
+    "What of `scores.json` is needed to open a report again."
+    models: dict[str, _Model]
+    label_space: dict
+    bootstrap: _Bootstrap
+    truth_digest: str
+    caveats: list[str]
+    command: str | None
+
+def read_report(
+    path:Path, # a folder that `compare` wrote
+)->tuple: # what `scores.json` holds, the photos' names, their groups
+    "What a report says of itself, or one sentence on what is wrong with it."
+    todo = 'Compare again.'
+    if not (path/'scores.json').is_file():
+        raise FileNotFoundError(f'{as_text(path)} is no report, scores.json is missing. Give the folder that compare '
+                                'wrote.')
+    stored, table = read_json(path/'scores.json', _Stored, todo), path/'scores_per_photo.csv'
+    rows = read_csv(table, 'stem', 'group')
+    if 'stem' not in rows: raise UserError(f'{as_text(table)}: expected a column of stems; got none. {todo}')
+    return stored, list(rows['stem']), [g or None for g in rows['group']] if 'group' in rows else [None] * len(rows)

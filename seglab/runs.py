@@ -318,7 +318,9 @@ def find_settings(
                  classes=list(model.label_space.names), train_images=len(data[0]), val_images=len(data[1]),
                  sample_hw=list(ByEpoch(data[0])[0, 0]['labels'].shape) if len(data[0]) else None,
                  data_digest=data_found, loss=loss.name, loss_digest=loss_found)
-    return Settings(**jsonable(found | asked)), doubts + [f'{d} in the loss: it was not compared' for d in more]
+    try: settings = msgspec.convert(jsonable(found | asked), Settings)
+    except msgspec.ValidationError as e: raise mistake('arguments', e, 'values that fit takes') from None
+    return settings, doubts + [f'{d} in the loss: it was not compared' for d in more]
 
 def _starting_point(model):
     "Digests of what a model is at its starting point."
@@ -401,6 +403,13 @@ class _Config(msgspec.Struct):
     notes: list[str] = []
     continued: list[dict] = []
     finished: _End | None = None
+
+class _Scores(msgspec.Struct):
+    "What everybody asks of best/scores.json."
+    step: float
+    epoch: float
+    loss: float
+    mean_iou: float | None
 
 class Run:
     "A run folder: settings, history, best weights and their scores."
@@ -486,7 +495,8 @@ def scores(self:Run)->dict: # mean_iou, per_category_iou, …, loss, step, epoch
     "The validation scores of the best weights."
     path = self.best/'scores.json'
     if not path.is_file(): raise FileNotFoundError(f'{as_text(self.path)} has no best weights yet. Train it further.')
-    return read_json(path, todo='Train the run again.')
+    read_json(path, _Scores, 'Train the run again.')
+    return read_json(path)
 
 @patch
 def load(self:Run,
@@ -547,4 +557,4 @@ def _repr_html_(self:Run):
     from html import escape
     rows = ''.join(f'<tr><th style="text-align:left">{k}</th><td style="text-align:left">{escape(as_text(v))}</td></tr>'
                    for k, v in self._facts().items())
-    return f'<table><caption>Run <b>{escape(self.name)}</b></caption>{rows}</table>'
+    return f'<table><caption>Run <b>{escape(as_text(self.name))}</b></caption>{rows}</table>'

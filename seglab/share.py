@@ -11,11 +11,12 @@ import copy, importlib.util, io, json, math, os, tempfile, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import compress
+from itertools import compress, product
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 # %% ../nbs/lib/33_share.ipynb #91b0aee0
 import cv2
+import msgspec
 import numpy as np
 import torch
 
@@ -32,6 +33,7 @@ from .model import Segmenter
 
 # %% ../nbs/lib/33_share.ipynb #f25b2209
 _SUFFIXES = {'.json', '.safetensors', '.md', '.txt', '.png', '.jpg', '.csv'}
+_Listed = msgspec.defstruct('Listed', [('files', list[str], []), ('stems', list[str], [])])    # in our marks
 _PRIVATE = ('trainer_state', 'training_args', 'optimizer', 'scheduler', 'rng_state', 'scaler', '.')
 
 def _regular(*paths):
@@ -141,9 +143,9 @@ def _pack(files, folder):
 # %% ../nbs/lib/33_share.ipynb #54ff67f0
 def _check_out(out, mark):
     "Refuse a folder to write to that holds somebody else's files."
-    if out.is_file(): raise mistake('out', str(out), 'a folder', 'Give another name.', 'a file')
-    there = sorted(os.listdir(out)) if out.is_dir() else []
-    if there and not (out/mark).is_file():
+    if os.path.lexists(out) and not out.is_dir():
+        raise mistake('out', str(out), 'a folder', 'Give another name.', 'a file, or a link to nothing')
+    if (there := sorted(os.listdir(out)) if out.is_dir() else []) and not (out/mark).is_file():
         raise mistake('out', str(out), f'a new or empty folder, or one with our {mark}', 'Give a new folder.',
                       f'other things ({as_text(", ".join(there[:3]))}{", …" if len(there) > 3 else ""})')
 
@@ -158,7 +160,7 @@ def share_folder(
     if out is None and path is None: raise mistake('out', None, 'a folder, for this model has none of its own')
     out, files = Path(out or path/'share'), files_to_share(model, **card)
     _check_out(out, 'share.json')
-    ours = read_json(out/'share.json').get('files') or [] if (out/'share.json').exists() else []
+    ours = read_json(out/'share.json', _Listed).files if (out/'share.json').exists() else []
     if extra := {p.relative_to(out).as_posix() for p in out.rglob('*') if not p.is_dir()} - {'share.json', *ours}:
         raise mistake('out', str(out), 'only what we wrote', 'Move it away, or give a new folder.',
                       f'other things ({as_text(", ".join(sorted(extra)[:3]))})')
@@ -240,8 +242,8 @@ def _wandb_home(folder):
 # %% ../nbs/lib/33_share.ipynb #55ae519c
 def _need_onnx():
     "A sentence when the optional packages are missing."
-    missing = [m for m in ('onnx', 'onnxruntime', 'onnxscript') if importlib.util.find_spec(m) is None]
-    if missing: raise ImportError(f"ONNX export needs {' and '.join(missing)}: run pip install 'seglab[onnx]'")
+    if missing := [m for m in ('onnx', 'onnxruntime', 'onnxscript') if importlib.util.find_spec(m) is None]:
+        raise ImportError(f"ONNX export needs {' and '.join(missing)}: run pip install 'seglab[onnx]'")
 
 # %% ../nbs/lib/33_share.ipynb #55ae5101
 def _triangle(line, m):
@@ -392,8 +394,7 @@ def _mask_values(space, values):
 def _components(indices, background):
     "(number of a part and its class, (H,W) int32 numbers of the parts, 0 = background) of an (H,W) mask."
     parts, classes = np.zeros(indices.shape, np.int32), []
-    for k in np.unique(indices).tolist():
-        if k == background: continue
+    for k in np.unique(indices[indices != background]).tolist():
         n, part = cv2.connectedComponents((indices == k).astype(np.uint8), connectivity=8)
         parts[part > 0] = part[part > 0] + len(classes)
         classes += [k] * (n - 1)
@@ -486,9 +487,9 @@ _MARK, _FOLDERS = 'predictions.json', dict(masks='.png', overlays='.jpg', probab
 
 def _mark_folder(out, stems):
     "Mark the folder as ours, and take away what an earlier call wrote."
-    for stem in read_json(out/_MARK, todo='Give a new folder.').get('stems', []) if (out/_MARK).is_file() else []:
-        if isinstance(stem, str) and Path(stem).name == stem:
-            for part, suffix in _FOLDERS.items(): (out/part/f'{stem}{suffix}').unlink(missing_ok=True)
+    old = read_json(out/_MARK, _Listed, 'Give a new folder.').stems if (out/_MARK).is_file() else []
+    for stem, (part, suffix) in product(old, _FOLDERS.items()):
+        if Path(stem).name == stem: (out/part/f'{stem}{suffix}').unlink(missing_ok=True)
     for name in ('index.csv', 'classes.json', 'annotations.json'): (out/name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out/_MARK, dict(finished=False, stems=stems))

@@ -36,7 +36,7 @@ def test_factors_count(batch):
     torch.testing.assert_close(get_loss('ce+0.5*dice')(*batch), ce + .5*dice)
 
 
-@pytest.mark.parametrize('name', ['ce', 'dice', 'focal', 'lovasz'])
+@pytest.mark.parametrize('name', ['ce', 'dice', 'focal', 'lovasz', 'ce+0.5*lovasz'])
 def test_no_labelled_pixel_is_a_zero_with_a_gradient(batch, name):
     logits, labels = batch
     loss = get_loss(name)(logits, torch.full_like(labels, IGNORE))
