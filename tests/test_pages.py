@@ -151,3 +151,20 @@ def test_a_notebook_shows_bars_and_curves_in_place_and_keeps_none(monkeypatch):
 def test_a_recorded_notebook_shows_no_bar(monkeypatch):
     monkeypatch.setenv('IN_TEST', '1')
     assert executed(BAR) == ([[]], [[]])
+
+
+# --- the site
+
+def test_outputs_on_the_site_hold_something(monkeypatch):
+    monkeypatch.syspath_prepend(str(NBS.parent/'tools'))
+    docs, line = importlib.import_module('docs'), lambda text, name='stdout': dict(output_type='stream', name=name, text=[text])
+    picture, gone = dict(output_type='display_data', data={'image/png': 'x'}), dict(output_type='display_data', data={})
+    found = docs.tidy_outputs([line('one\n'), line('two\n'), line('wrong\n', 'stderr'), gone, picture, line('\n')])
+    assert [o.get('text') and ''.join(o['text']) for o in found] == ['one\ntwo\n', 'wrong\n', None]
+
+def test_a_signature_that_says_nothing_is_left_out(monkeypatch):
+    monkeypatch.syspath_prepend(str(NBS.parent/'tools'))
+    docs = importlib.import_module('docs')
+    block = '### Pull\n\n```python\n\ndef {}(\n    {}\n):\n\n```\n\n*Words.*'
+    assert docs.mend_api_block(block.format('Pull', '*args, **kwargs'), 'x') == '### Pull\n\n*Words.*'
+    assert 'rows' in docs.mend_api_block(block.format('Pull', 'rows, # of it'), 'x')
