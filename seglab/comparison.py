@@ -263,7 +263,7 @@ def evaluate(
     out=None, # folder for `<stem>.png` of every prediction, class indices
     truth_out=None, # folder for `<stem>.png` of every true mask, class indices, 255 = ignore
     name:str=None, # what to call it in tables
-    progress:bool=None, # show a progress bar? None: in a terminal only
+    progress:bool=None, # show a progress bar? None: in a terminal or a notebook
 )->Evaluation: # counts, scores, calibration, seconds
     "Score a model on a set of photos, at the masks' own size."
     model = Segmenter.from_any(model)
@@ -515,7 +515,7 @@ def compare(
     confidence:float=.95, # of the intervals
     measure:bool=True, # measure latency, throughput and memory too?
     n_photos:int=200, # at most so many photos in report.html
-    progress:bool=None, # show progress bars? None: in a terminal only
+    progress:bool=None, # show progress bars? None: in a terminal or a notebook
 )->Comparison: # prints as a table and what may be said of each pair
     "Score several models on the same masks by one formula, and say which is better where the photos show it."
     given, members = single_runs(named_models(models))

@@ -221,7 +221,7 @@ def check(
     size_hw=256,         # the size at which a model will see the photos: a number, (H, W), or None for their own
     n_images:int=None,   # only the first so many photos
     workers:int=None,    # threads and processes; None: one for each core
-    progress:bool=None,  # show a bar? None: in terminals and notebooks
+    progress:bool=None,  # show a progress bar? None: in a terminal or a notebook
     **options,           # further options of `prepare`, such as crowd='paint'
 )->Checkup: # prints as a list of findings
     "Is this data set good enough to learn from?"

@@ -6,7 +6,8 @@
 __all__ = ['utf8', 'as_text', 'one_line', 'UserError', 'mistake', 'did_you_mean', 'md', 'number', 'md_table', 'write_atomic',
            'write_text', 'growing', 'new_folder', 'sweep', 'only_me', 'disk_sentence', 'disk_errors', 'file_name',
            'name_key', 'unique_names', 'folder_names', 'inside', 'to_json', 'jsonable', 'write_json', 'read_json',
-           'to_csv', 'write_csv', 'read_csv', 'versions', 'cores', 'machine', 'progress_bar', 'ahead', 'hide_script']
+           'to_csv', 'write_csv', 'read_csv', 'versions', 'cores', 'machine', 'in_notebook', 'InPlace', 'progress_bar',
+           'ahead', 'hide_script']
 
 # %% ../nbs/lib/10_files.ipynb #30162cc6
 import csv, errno, io, os, pickle, platform, re, shutil, sys, unicodedata
@@ -454,25 +455,50 @@ def machine(
         return torch.cuda.get_device_name(device)
     return f'{platform.machine()} {kind.upper()}, {cores()} core{"s"*(cores() != 1)}'
 
+# %% ../nbs/lib/10_files.ipynb #42f474d7
+def in_notebook()->bool: # False in a terminal, in a worker process and while nbdev runs a notebook
+    "Is there a notebook that shows what we draw in place?"
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    return getattr(shell, 'kernel', None) is not None and 'IN_TEST' not in os.environ
+
+class InPlace:
+    "One output of a notebook's cell, which can be replaced and taken away."
+    def __init__(self): self.handle = None
+
+    def show(self,
+        **data, # what to show, as {'text/html': …}
+    ):
+        "Draw it, in the place of what was there."
+        from IPython.display import display
+        if self.handle is None: self.handle = display(data, raw=True, display_id=True)
+        else: self.handle.update(data, raw=True)
+
+    def clear(self):
+        "Take it away; an output that was never drawn leaves nothing."
+        if self.handle is not None: self.handle.update({}, raw=True)
+
 # %% ../nbs/lib/10_files.ipynb #933bc635
 def progress_bar(
     items=None,        # what to go through, or None to call `update` on the bar yourself
     total:int=None,    # how many there are; default `len(items)`
     desc:str='',       # what is being done
     unit:str='it',     # what is counted
-    show:bool=None,    # None: in terminals and notebooks only
+    show:bool=None,    # None: in a terminal or a notebook
     **kw,              # to tqdm
 )->object: # a tqdm bar
     "A progress bar."
     from tqdm import tqdm
-    from tqdm.notebook import tqdm as notebook_tqdm
-    in_notebook = 'ipykernel' in sys.modules and 'IN_TEST' not in os.environ
-    bar = tqdm
-    if in_notebook:
-        with suppress(ImportError): import ipywidgets; bar = notebook_tqdm
-    bar.monitor_interval = 0                               # no extra thread: forking is only safe without
-    return bar(items, total=total, desc=desc, unit=unit, **dict(dynamic_ncols=True, leave=False, delay=1) | kw,
-               disable=None if show is None and not in_notebook else not (show is None or show))
+    class NotebookBar(tqdm):
+        place = InPlace()
+        def display(self, msg=None, pos=None):
+            if msg == '': self.place.clear()
+            else: self.place.show(**{'text/plain': msg or str(self)})
+    tqdm.monitor_interval = 0                              # no extra thread: forking is only safe without
+    here = in_notebook()
+    at = dict(file=io.StringIO(), ncols=90, ascii=False) if here else dict(dynamic_ncols=True)
+    return (NotebookBar if here else tqdm)(
+        items, total=total, desc=desc, unit=unit, **dict(leave=False, delay=1) | at | kw,
+        disable=None if show is None and not here else not (show is None or show))
 
 # %% ../nbs/lib/10_files.ipynb #fa0c894b
 def ahead(

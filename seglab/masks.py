@@ -28,11 +28,12 @@ from .images import BACKGROUND, IGNORE
 from .photos import split_of
 
 # %% ../nbs/00_masks.ipynb #17d8a1ef
+_FIRST = '''000000 E69F00 56B4E9 009E73 F0E442 0072B2 D55E00 CC79A7 8C5A28 B40F0F D21EFF 2D7800
+  FFB4A5 006969 69C32D 8787E1 5A2D2D 00FFB4 C30078 E1C3FF 969669 96F0F0 695A87 1E3C0F'''.split()
 _LIGHT, _SATURATION = (.52, .72, .36), (.85, .75, .8)
 _PALETTE = [colorsys.hls_to_rgb((.43 + .61803398875*i) % 1, _LIGHT[i % 3], _SATURATION[i % 3]) for i in range(256)]
 _PALETTE = (255*np.array(_PALETTE)).round().astype(np.uint8)
-_PALETTE[:5] = (0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)
-_PALETTE[5:9] = (0, 114, 178), (213, 94, 0), (204, 121, 167), (140, 90, 40)
+_PALETTE[:24] = [list(bytes.fromhex(c)) for c in _FIRST]
 _PALETTE[IGNORE] = 211
 
 # %% ../nbs/00_masks.ipynb #5d0e0014

@@ -38,7 +38,7 @@ from .answers import spoken_of
 
 # %% ../nbs/lib/31_report.ipynb #f0360536
 _MODEL_COLORS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000']
-ERRORS = {1: ('missed', (0, 90, 181)), 2: ('false alarm', (220, 50, 32)), 3: ('wrong class', (80, 20, 110))}
+ERRORS = {1: ('missed', (45, 15, 255)), 2: ('false alarm', (255, 75, 90)), 3: ('wrong class', (90, 0, 105))}
 
 def _background(space): return space.names.index('background') if 'background' in space.names else None
 

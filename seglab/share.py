@@ -504,7 +504,7 @@ def predict_files(
     coco:str=None, # 'rle' or 'polygon': also write the connected parts as COCO annotations
     probabilities:bool=False, # also write the probability of each class?
     max_pixels:int=None, # refuse a larger photo; default 100 million
-    progress:bool=None, # show progress? default: in a terminal
+    progress:bool=None, # show a progress bar? None: in a terminal or a notebook
 )->Predictions: # folder, what was done, what failed and why
     "Masks for files, folders and patterns, each at its photo's own size."
     out, read = Path(out), read_image if max_pixels is None else partial(read_image, max_pixels=max_pixels)

@@ -33,7 +33,8 @@ from .recipes import Recipe, auto_recipe, epochs_in
 from .runs import (
     Run, begin_run, clear_run, drop_incomplete, find_settings, fingerprint, last_checkpoint, run_errors,
     setting_differences, weights_digest)
-from .trainer import EpochLines, Job, cpu_only, make_trainer, pick_precision, quiet, wandb_reporter
+from .live import EpochLines
+from .trainer import Job, cpu_only, make_trainer, pick_precision, quiet, wandb_reporter
 
 # %% ../nbs/lib/25_train.ipynb #d0afa678
 def _as_model(model, seed):
@@ -421,7 +422,7 @@ def fit(
     report_to='none', # 'wandb', 'tensorboard', 'mlflow', 'trackio', or several in a list
     project:str='seglab', # the project's name at the tracker
     pictures:int=4, # how many validation photos to draw at each evaluation
-    progress:bool=True, # print a line per epoch?
+    progress:bool=True, # print a line per epoch, with a bar and, in a notebook, curves and pictures that move?
     optimizer=None, # function(weights) -> torch optimiser, or an optimiser of the model's weights; None: AdamW
     callbacks:list=None, # more of transformers' TrainerCallbacks
     **training_args, # any other of transformers' TrainingArguments

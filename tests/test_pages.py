@@ -2,10 +2,12 @@
 import ast, builtins, importlib, inspect, re, shlex
 from pathlib import Path
 
-import pytest
+import numpy as np, pytest
 
 import seglab
 from seglab import cli
+from seglab.report import ERRORS
+from support.colour import ciede2000, lab
 
 NBS = Path(__file__).resolve().parents[1]/'nbs'
 TASKS = sorted((NBS/'tasks').glob('*.qmd'))
@@ -94,3 +96,75 @@ def test_wrong_python_is_noticed(body): assert python_faults(body)
 def test_help_explains_the_parameters_of_functions_and_methods():
     assert "\n  crowd: iscrowd=1 becomes: 'ignore'" in seglab.prepare.__doc__
     assert '\n  path: a folder that' in seglab.Prepared.__doc__ and '\n  n: how many photos' in seglab.Prepared.show.__doc__
+
+
+# --- colours
+
+@pytest.mark.parametrize('one, two, apart', [((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425), ((50, 2.5, 0), (73, 25, -18), 27.1492), ((50, -1, 2), (50, 0, 0), 2.3669),
+                                             ((2.0776, .0795, -1.135), (.9033, -.0636, -.5514), .9082), ((22.7233, 20.0904, -46.694), (23.0331, 14.973, -42.5619), 2.0373)])
+def test_ciede2000_gives_the_numbers_of_its_paper(one, two, apart): assert ciede2000(one, two) == pytest.approx(apart, abs=1e-4)
+
+def test_the_colours_of_common_classes_and_errors_look_different():
+    ids = [*range(24), seglab.IGNORE]
+    classes, errors = lab(seglab.palette()[ids]), lab([color for _, color in ERRORS.values()])
+    apart = ciede2000(classes[:, None], classes[None]) + 999*np.eye(len(ids))
+    close = {(ids[i], ids[j]) for i, j in np.argwhere(np.triu(apart) < 20) if i < j}
+    assert close <= {(6, 8)} and apart[6, 8] > 16                                 # two of the first nine, which stay as they are
+    assert ciede2000(errors[:, None], classes[None]).min() > 20
+    assert (ciede2000(errors[:, None], errors[None]) + 999*np.eye(len(errors))).min() > 20
+
+
+# --- what a notebook shows while it works
+
+def executed(*cells):
+    "What each cell sent while it ran, as (kind, data), and the outputs that are left."
+    nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
+    sent = [[] for _ in cells]
+    class Client(nbclient.NotebookClient):
+        def process_message(self, msg, cell, i):
+            if 'data' in msg['content']: sent[i].append((msg['msg_type'], msg['content']['data']))
+            return super().process_message(msg, cell, i)
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    Client(nb, timeout=300, kernel_name='python3').execute()
+    return sent, [c.outputs for c in nb.cells]
+
+BAR = 'import time\nfrom seglab.files import progress_bar\nfor _ in progress_bar(range(4), desc="count"): time.sleep(.5)'
+FIT = """import tempfile, warnings, seglab
+from pathlib import Path
+root = Path(tempfile.mkdtemp())
+seglab.make_sample(root/'raw', n=12, size_hw=(32, 32))
+data = seglab.prepare(root/'raw/annotations/instances_sample.json', root/'raw/sample', root/'data', size_hw=32, workers=1)
+def fit(name, **kw):
+    model = seglab.build_unet(seglab.load_data(data.path).label_space, 'resnet18', encoder_weights=None)
+    seglab.fit(model, data, epochs=2, recipe='assignment', out=root/name, use_cpu=True, **kw)"""
+
+def test_a_notebook_shows_bars_and_curves_in_place_and_keeps_none(monkeypatch):
+    monkeypatch.delenv('IN_TEST', raising=False)
+    sent, left = executed(BAR, FIT, 'fit("all")', 'fit("bare", pictures=0)', 'fit("quiet", progress=False)')
+    assert sent[0][0][0] == 'display_data' and 'count:' in sent[0][0][1]['text/plain'] and sent[0][-1] == ('update_display_data', {})
+    views = [[data['text/html'].count('<img') for _, data in of if 'text/html' in data] for of in sent]
+    assert views[2:] == [[4, 4], [1, 1], []]                                      # 3 photos to validate on, and the curves; 2 epochs
+    shown = [o for outputs in left for o in outputs if o.output_type != 'stream' and o.data]
+    assert shown == [] and not any(o.get('name') == 'stderr' for outputs in left for o in outputs)
+    assert sum(o.text.count('epoch') for o in left[2] if o.output_type == 'stream') == 2
+
+def test_a_recorded_notebook_shows_no_bar(monkeypatch):
+    monkeypatch.setenv('IN_TEST', '1')
+    assert executed(BAR) == ([[]], [[]])
+
+
+# --- the site
+
+def test_outputs_on_the_site_hold_something(monkeypatch):
+    monkeypatch.syspath_prepend(str(NBS.parent/'tools'))
+    docs, line = importlib.import_module('docs'), lambda text, name='stdout': dict(output_type='stream', name=name, text=[text])
+    picture, gone = dict(output_type='display_data', data={'image/png': 'x'}), dict(output_type='display_data', data={})
+    found = docs.tidy_outputs([line('one\n'), line('two\n'), line('wrong\n', 'stderr'), gone, picture, line('\n')])
+    assert [o.get('text') and ''.join(o['text']) for o in found] == ['one\ntwo\n', 'wrong\n', None]
+
+def test_a_signature_that_says_nothing_is_left_out(monkeypatch):
+    monkeypatch.syspath_prepend(str(NBS.parent/'tools'))
+    docs = importlib.import_module('docs')
+    block = '### Pull\n\n```python\n\ndef {}(\n    {}\n):\n\n```\n\n*Words.*'
+    assert docs.mend_api_block(block.format('Pull', '*args, **kwargs'), 'x') == '### Pull\n\n*Words.*'
+    assert 'rows' in docs.mend_api_block(block.format('Pull', 'rows, # of it'), 'x')

@@ -30,6 +30,7 @@ MATH = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</spa
 KATEX = re.compile(r'<link[^>]*katex[^>]*>|<script[^>]*katex[^>]*></script>')
 SIGNATURE_LINK = re.compile(r'\[([^\]]*)\]\([^)]*\)')
 SIGNATURE = re.compile(r'^```python\n(.*?)^```\n+', re.M | re.S)
+SAYS_NOTHING = re.compile(r'^```python\n+def \w+\(\n\s*\*args, \*\*kwargs\n\)[^\n]*\n+```\n*', re.M)   # of a named tuple
 API_NAME, API_WORDS = re.compile(r'^### (.+)$', re.M), re.compile(r'^\*(.+?)\*$', re.M | re.S)
 DEFINED = re.compile(r'^(?:async )?(?:def|class) (\w+)', re.M)
 PARAMETER = re.compile(r'^    \*{0,2}(\w+)[^#\n]*# (.+)$', re.M)
@@ -46,7 +47,7 @@ def mend_api_block(text, base):
         elif inside: line = SIGNATURE_LINK.sub(r'\1', line)
         elif re.match(r'#+ ', line): line = line.replace('__', r'\_\_')
         out.append(line)
-    return PRIVATE_LINK.sub(r'\1', ''.join(out)).replace(base + '/', '@site/')
+    return SAYS_NOTHING.sub('', PRIVATE_LINK.sub(r'\1', ''.join(out))).replace(base + '/', '@site/')
 
 def is_noise(text):
     "Whether an API block says nothing to a reader: a private name, or a method whose words are Python's own."
@@ -89,6 +90,14 @@ def mend_table(text):
         out.append(re.sub(r'<(t[dh])>', lambda m: f'<{m[1]} class="words">' if next(at) in words else m[0], row))
     return '<tr'.join(out)
 
+def tidy_outputs(outputs):
+    "Printed lines that came one by one as one block; outputs that hold nothing, such as a bar that is gone, left out."
+    out = []
+    for o in outputs:
+        if 'text' in o and out and out[-1].get('name') == o['name']: out[-1]['text'] = ''.join([*out[-1]['text'], *o['text']])
+        elif 'text' in o or o.get('data') != {}: out.append(o)
+    return [o for o in out if 'text' not in o or ''.join(o['text']).strip()]
+
 def mend_page(path):
     "Let a page of plain Markdown link to the renamed pages."
     path.write_text(NOTEBOOK_LINK.sub(r'\1\2', path.read_text(encoding='utf-8')), encoding='utf-8')
@@ -107,6 +116,7 @@ def mend_notebook(path, cache, cfg):
         cell['source'] = source
         if cell.get('outputs') and source.lstrip().startswith('#|') and 'show_doc(' in source:
             cell['outputs'] = [o for o in cell['outputs'] if not is_noise(''.join(o.get('data', {}).get('text/markdown', '')))]
+        if cell.get('outputs'): cell['outputs'] = tidy_outputs(cell['outputs'])
         for out in cell.get('outputs', []):
             data = out.get('data', {})
             if 'class="dataframe"' in ''.join(data.get('text/html', '')): data['text/html'] = mend_table(''.join(data['text/html']))

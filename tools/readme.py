@@ -22,7 +22,7 @@ HIDDEN = ('hide', 'default_exp', 'export')
 PICTURES = 'README_files'
 LISTING = re.compile(r'(<!-- house -->\n).*?(<!-- /house -->)', re.S)
 SEQUENCE = ('masks dataset unet segformer compare files images names raster coco photos paint packed groups bulk labels own sample fetch doctor '
-            'model zoo losses runs recipes trainer train tiles nets card metrics intervals answers costs plan report share cli').split()
+            'model zoo losses runs recipes trainer live train tiles nets card metrics intervals answers costs plan report share cli').split()
 TASKS = 'coco masks large rare better ship'.split()
 BANDS = {'': 'The story', '1': 'Toolbox: data', '2': 'Toolbox: models and training', '3': 'Toolbox: judging and sharing', '4': 'Toolbox: the shell'}
 
