@@ -155,8 +155,8 @@ def _check_extra(extra, net, optimizer, callbacks):
     if not (optimizer is None or callable(optimizer) or hasattr(optimizer, 'param_groups')):
         raise mistake('optimizer', optimizer, "one of this model's weights, or a function that makes it",
                       'For example optimizer=lambda weights: torch.optim.SGD(weights, lr=.01).')
-    classes = [c if isinstance(c, type) else type(c) for c in callbacks]
-    if isinstance(callbacks, str) or not all(issubclass(c, TrainerCallback) for c in classes):
+    def is_callback(c): return issubclass(c if isinstance(c, type) else type(c), TrainerCallback)
+    if not isinstance(callbacks, (list, tuple)) or not all(map(is_callback, callbacks)):
         raise mistake('callbacks', callbacks, "a list of transformers' TrainerCallback objects")
     fate, kinds = what_becomes_of_arguments(), {f.name: f.type for f in fields(TrainingArguments)}
     for k, v in extra.items():
@@ -200,7 +200,7 @@ def _training_args(path, settings, report_to, workers, **more):
     return made
 
 # %% ../nbs/lib/25_train.ipynb #18ab6812
-def _check_numbers(recipe, patience, minutes, resume, seed=0, workers=None, pictures=0, compile=False):
+def _check_numbers(recipe, patience, minutes, resume, seed=0, workers=None, pictures=0, compile=False, name=None):
     "Refuse what no run can follow."
     def above_0(x): return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) and x > 0
     def whole(x, least, most=2**31): return isinstance(x, Integral) and not isinstance(x, bool) and least <= x < most
@@ -219,6 +219,7 @@ def _check_numbers(recipe, patience, minutes, resume, seed=0, workers=None, pict
         if n is not None and not whole(n, 0): raise mistake(k, n, 'a whole number from 0')
     if keep_best not in ('loss', 'mean_iou'): raise mistake('keep_best', keep_best, "'loss' or 'mean_iou'")
     if not isinstance(compile, bool): raise mistake('compile', compile, 'True or False')
+    if name is not None and not isinstance(name, str): raise mistake('name', name, 'text, or None')
     if not isinstance(resume, bool):
         raise mistake('resume', resume, 'True or False', 'To resume a run, give its folder as out=.')
 
@@ -430,7 +431,7 @@ def fit(
     "Train a model, keep its best weights, and write everything down."
     asked = dict(epochs=epochs, lr=lr, batch_size=batch_size, loss=loss, weight_decay=weight_decay, keep_best=keep_best)
     _check_numbers(_overruled(Recipe(), asked, None, {}), patience, minutes, resume, seed, workers, pictures,
-                   compile)
+                   compile, name)
     if optimizer is not None and lr is not None and not isinstance(lr, dict):
         raise mistake('lr', lr, 'no lr= with optimizer=', 'Set the rate in the optimiser.')
     model, trackers = _as_model(model, seed), _trackers(report_to)
