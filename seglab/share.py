@@ -29,6 +29,7 @@ from .masks import overlay
 from .nets import evaluating, model_folder
 from .card import artifact_name, model_card
 from .model import Segmenter
+from .views import with_tta
 
 # %% ../nbs/lib/33_share.ipynb #f25b2209
 _SUFFIXES = {'.json', '.safetensors', '.md', '.txt', '.png', '.jpg', '.csv'}
@@ -422,8 +423,7 @@ def _polygon(part):
     rings = [(cv2.approxPolyDP(c, _FINE/2, True)[:, 0], f[3] >= 0) for c, f in zip(outlines, family[0])]
     ring, *more = [r for r, hole in rings if not hole]
     for hole in [r for r, inner in rings if inner]:
-        far = ((ring[:, None] - hole[None])**2).sum(2)
-        i, j = np.unravel_index(far.argmin(), far.shape)
+        i, j = divmod(int(((ring[:, None] - hole[None])**2).sum(2).argmin()), len(hole))
         ring = np.concatenate([ring[:i+1], hole[j:], hole[:j+1], ring[i:]])
     xy = (ring - .5) / _FINE
     return (xy if len(xy) > 2 else np.repeat(xy, 3, 0)[:3] + [[0, 0], [.5, 0], [0, .5]]).round(2).ravel().tolist()
@@ -502,6 +502,7 @@ def predict_files(
     with_overlay:bool=True, # also write the photo with the mask laid over it?
     coco:str=None, # 'rle' or 'polygon': also write the connected parts as COCO annotations
     probabilities:bool=False, # also write the probability of each class?
+    tta:bool=False, # mean over the photo and its mirror image?
     max_pixels:int=None, # refuse a larger photo; default 100 million
     progress:bool=None, # show progress? default: in a terminal
 )->Predictions: # folder, what was done, what failed and why
@@ -511,7 +512,7 @@ def predict_files(
     _check_out(out, _MARK)
     paths = find_images(images, skip=out)
     if not paths: raise FileNotFoundError(f'all images given lie in {as_text(out)} itself; give another folder')
-    model = Segmenter.from_any(model)
+    model = with_tta(model) if tta else Segmenter.from_any(model)
     values, numbers = _mask_values(model.label_space, values)
     stems, names = unique_names([p.stem for p in paths], [str(p) for p in paths]), model.label_space.names
     result, rows, annotated, ious = Predictions(out, [], {}), [], dict(images=[], annotations=[]), []
