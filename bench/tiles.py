@@ -2,7 +2,7 @@
 small: drawn scenes of 1,024 pixels a side with objects of 12; the same small net trained on crops and asked tile by tile, or
 trained and asked at 256 pixels a side, both for the same CPU seconds.
 
-    tiles.py [--parts memory small] [--side 20000] [--seconds 45] [--seeds 3] [--scenes 40 24] [--out FILE]
+    tiles.py [--parts memory small] [--side 20000] [--seconds 30] [--seeds 3] [--scenes 40 16] [--out FILE]
 
 Memory is what the process holds of its own (RssAnon, read every 10 ms by a thread): the pages of the photo's and the mask's
 files, which are mapped and not read, belong to the system's cache. Each part goes into the JSON file as soon as it is known.
@@ -80,7 +80,7 @@ def memory(side):
 
 # ---------------------------------------------------------------- small objects
 
-def scene(seed, side=SIDE, n=60):
+def scene(seed, side=SIDE, n=200):
     "(image (H,W,3), mask (H,W)): discs and squares of 12 pixels in many colours on soft ground with grain."
     rng = np.random.default_rng(seed)
     soft = cv2.resize(rng.integers(60, 196, (8, 8, 3)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
@@ -143,8 +143,8 @@ def small(seconds, seeds, scenes):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('--parts', nargs='+', default=['memory', 'small'], choices=['memory', 'small'])
-    p.add_argument('--side', type=int, default=20_000); p.add_argument('--seconds', type=float, default=45); p.add_argument('--seeds', type=int, default=3)
-    p.add_argument('--scenes', type=int, nargs=2, default=[40, 24], metavar=('TRAIN', 'TEST'))
+    p.add_argument('--side', type=int, default=20_000); p.add_argument('--seconds', type=float, default=30); p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--scenes', type=int, nargs=2, default=[40, 16], metavar=('TRAIN', 'TEST'))
     p.add_argument('--out', type=Path, default=Path(__file__).resolve().parents[1]/'nbs'/'results'/'tiles.json')
     p.add_argument('--child', help=argparse.SUPPRESS)
     a = p.parse_args()

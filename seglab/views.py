@@ -28,9 +28,8 @@ class Views(Segmenter):
         for view, flipped in _views(pixel_values, self.scales):
             logits = super().net_logits(view).flip(-1) if flipped else super().net_logits(view)      # (B,K,h',w')
             if total is not None: logits = F.interpolate(logits, total.shape[-2:], mode='bilinear')
-            logits = logits.log_softmax(1)
-            total = logits if total is None else torch.logaddexp(total, logits)                       # (B,K,h,w)
-        return total - torch.tensor(2.*len(self.scales)).log()
+            total = logits.softmax(1) if total is None else total + logits.softmax(1)                 # (B,K,h,w)
+        return (total/(2*len(self.scales))).clamp_min(torch.finfo(torch.float32).tiny).log()
 
     def __repr__(self): return f'{super().__repr__()}, {self.views}'
 

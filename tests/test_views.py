@@ -10,6 +10,7 @@ from seglab.comparison import Comparison, compare, evaluate
 from seglab.dataset import LabelSpace, SegDataset
 from seglab.files import UserError
 from seglab.model import Segmenter, evaluating
+from seglab.runs import _COLUMNS
 from seglab.share import export_onnx, predict_files
 from seglab.tiles import predict_tiled
 from seglab.views import Views, with_tta
@@ -122,7 +123,7 @@ def test_training_and_saving_know_nothing_of_it(tmp_path):
 
 def test_onnx_answers_the_same(tmp_path):
     import onnxruntime
-    model, photo = with_tta(tiny()), noise(64, 96)
+    model, photo = with_tta(Segmenter(LeftNeighbour(), list('abc')).eval()), noise(64, 96)
     session = onnxruntime.InferenceSession(str(export_onnx(model, tmp_path/'m.onnx', sizes=((1, 64, 96), (2, 45, 70)))))
     np.testing.assert_allclose(session.run(None, {'pixel_values': tensor(photo).numpy()})[0][0], model.predict_logits(photo), atol=1e-4)
 
@@ -136,6 +137,14 @@ def test_what_cannot_be():
 
 # ---------------------------------------------------------------- rows of their own
 
+HISTORY = ','.join(_COLUMNS.values()) + '\n' + ','.join({'step': '12', 'epoch': '3', 'eval_loss': '.7', 'mean_iou': '.5'}.get(c, '') for c in _COLUMNS.values()) + '\n'
+
+def finished(path, model=None):
+    "A run folder with a history that can be drawn."
+    saved_run(path, model, settings=dict(loss='ce'))
+    (path/'history.csv').write_text(HISTORY)
+    return path
+
 @pytest.fixture(scope='module')
 def data(tmp_path_factory): return SegDataset.from_folders(*write_masks(tmp_path_factory.mktemp('data'), n=12), LabelSpace.from_names(NAMES))
 
@@ -148,7 +157,7 @@ def test_evaluate_scores_the_mean(data):
     assert found.notes == [f'{model.name} answers by the mean probability of 2 views: the photo and its mirror image.']
 
 def test_a_second_row_for_each_model(data, tmp_path):
-    a, b = saved_run(tmp_path/'a', loss='ce'), Segmenter(LeftNeighbour(), NAMES)
+    a, b = finished(tmp_path/'a'), Segmenter(LeftNeighbour(), NAMES)
     result = compare({'a': a, 'b': b}, data, tmp_path/'out', n_boot=50, tta=True)
     assert list(result.table.index) == list(result.costs) == ['a', 'a + TTA', 'b', 'b + TTA'] and len(result.verdicts) == 6
     plain = compare({'a': a, 'b': b}, data, n_boot=50, measure=False)
@@ -161,14 +170,14 @@ def test_a_second_row_for_each_model(data, tmp_path):
     assert result.command is None                                                        # b has no folder
 
 def test_runs_of_one_recipe(data, tmp_path):
-    runs = [saved_run(tmp_path/f'r-{i}', tiny()) for i in range(2)]
+    runs = [finished(tmp_path/f'r-{i}') for i in range(2)]
     result = compare({'r': runs}, data, n_boot=50, measure=False, tta=True)
     assert list(result.evaluations) == ['r', 'r + TTA'] and [len(e.runs) for e in result.evaluations.values()] == [2, 2]
 
 def test_the_command_says_so(data, tmp_path, monkeypatch):
     images, masks = write_masks(tmp_path/'two', n=12)
-    saved_run(tmp_path/'a', tiny(NAMES))
-    assert main(['compare', str(images), str(tmp_path/'out'), str(tmp_path/'a'), '--masks', str(masks), '--split', 'all', '--tta', '--n-boot', '50', '--no-measure']) == 0
+    finished(tmp_path/'a')
+    assert main(['compare', str(images), str(tmp_path/'out'), str(tmp_path/'a'), '--masks', str(masks), '--classes', ','.join(NAMES), '--split', 'all', '--tta', '--n-boot', '50', '--no-measure']) == 0
     assert list(json.loads((tmp_path/'out'/'scores.json').read_text())['models']) == ['a', 'a + TTA']
     assert command_line({'a': tmp_path/'a', 'a + TTA': with_tta(tmp_path/'a')}, 'data', 'out', 'val', True) == f'seglab compare data out {tmp_path}/a --tta'
     assert command_line({'a': tmp_path/'a', 'b': with_tta(tmp_path/'a')}, 'data', 'out', 'val') is None
