@@ -148,14 +148,13 @@ def layer_rates(
     names, depth = [n for n, _ in net.named_parameters()], {}
     for m in filter(None, (re.match(r'(.*?\b(?:layers?|blocks)\.)(\d+)\.', n) for n in names)):
         depth[m[1]] = max(depth.get(m[1], 0), int(m[2]) + 1)
-    prefix = max(depth, key=depth.get, default=None)
-    if prefix is None or depth[prefix] < 4:
-        raise mistake('net', type(net).__name__, 'a stack of at least 4 numbered layers', 'Give rates by pattern.',
-                      f'layers {", ".join(depth) or "without numbers"}')
-    n = depth[prefix]
-    below = any('embed' in name and not name.startswith(prefix) for name in names)
-    return ({f'{prefix}{i}.*': lr*decay**(n - i) for i in range(n)} | dict([('*embed*', lr*decay**(n + 1))]*below)
-            | {'*': lr})
+    prefix = max(depth, key=depth.get, default='')
+    n, first = depth.get(prefix, 0), next(i for i, name in enumerate(names) if name.startswith(prefix))
+    below = [name for name in names[:first] if 'norm' not in name]
+    if n < 4 or not all(re.search('embed|token', name) for name in below):
+        raise mistake('net', type(net).__name__, 'a stack of at least 4 numbered layers upon embeddings',
+                      'Give rates by pattern: {pattern: rate}.')
+    return {f'{prefix}{i}.*': lr*decay**(n - i) for i in range(n)} | dict.fromkeys(below, lr*decay**(n + 1)) | {'*': lr}
 
 # %% ../nbs/lib/26_recipes.ipynb #2b499cfd
 def averaged(

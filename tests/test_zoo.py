@@ -163,7 +163,7 @@ def plain_transformers():
     dino = Dinov2Config(**VIT | dict(num_hidden_layers=6), out_features=[f'stage{i}' for i in (2, 3, 5, 6)], reshape_hidden_states=True)
     yield 'backbone.encoder.layer.', 6, from_transformers(UperNetConfig(backbone_config=dino, hidden_size=16, pool_scales=[1, 2]), NAMES)
     yield 'beit.layers.', 12, from_transformers('beit', NAMES, **VIT | dict(num_hidden_layers=12))
-    yield 'layers.', 4, from_transformers('eomt', NAMES, num_blocks=1, num_queries=5, **VIT)
+    yield 'layers.', 4, from_transformers('eomt', NAMES, num_blocks=1, num_queries=5, **{k: v for k, v in VIT.items() if k != 'intermediate_size'})
     yield 'encoder.model.blocks.', 12, from_smp('dpt', NAMES, 'tu-vit_tiny_patch16_224', None)
 
 def test_a_rate_for_each_layer():
