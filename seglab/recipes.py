@@ -150,8 +150,8 @@ def layer_rates(
         depth[m[1]] = max(depth.get(m[1], 0), int(m[2]) + 1)
     prefix = max(depth, key=depth.get, default='')
     n, first = depth.get(prefix, 0), next(i for i, name in enumerate(names) if name.startswith(prefix))
-    below = [name for name in names[:first] if 'norm' not in name]
-    if n < 4 or not all(re.search('embed|token', name) for name in below):
+    below = [name for name in names[:first] if re.search('embed|token', name)]
+    if n < 4 or not all(re.search('norm|query', name) for name in names[:first] if name not in below):
         raise mistake('net', type(net).__name__, 'a stack of at least 4 numbered layers upon embeddings',
                       'Give rates by pattern: {pattern: rate}.')
     return {f'{prefix}{i}.*': lr*decay**(n - i) for i in range(n)} | dict.fromkeys(below, lr*decay**(n + 1)) | {'*': lr}
