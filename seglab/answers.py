@@ -26,6 +26,7 @@ from .own import as_sample, look_through, make_loader
 from .dataset import LabelSpace, as_data
 from .metrics import Calibration, argmax, confidence, nanmean, renamed
 from .nets import count_parameters
+from .views import Views
 from .runs import Run, duration
 
 # %% ../nbs/lib/35_answers.ipynb #ff6a9544
@@ -123,8 +124,7 @@ def same_table(
 )->bool: # may mask values be compared?
     "Are both cut from one table of categories, as far as can be told?"
     alone = lambda s: {(i[0], n) for n, i in zip(s.names, s.ids) if len(i) == 1 and i != [0]}
-    known = lambda s: s.known[:IGNORE]
-    return not name_conflicts(a, b) and bool((known(a) == known(b)).all() or alone(a) & alone(b))
+    return not name_conflicts(a, b) and bool((a.known[:IGNORE] == b.known[:IGNORE]).all() or alone(a) & alone(b))
 
 def label_mapping(
     source:LabelSpace, # the classes a model answers in
@@ -173,8 +173,7 @@ def common_classes(
     mapping:dict=None, # {source class: target class or None}, for the models
 )->LabelSpace: # one of theirs
     "The label space that the answers of all models, and the masks, can be mapped to."
-    first, *rest = spaces
-    fault = None
+    first, fault = next(iter(spaces)), None
     for target in [spaces[first], *sorted(spaces.values(), key=lambda s: s.num_labels)]:
         try: [label_mapping(s, target) for s in spaces.values()]
         except UserError as e: fault = fault or e; continue
@@ -322,14 +321,15 @@ def run_facts(
     "How each model was made, as far as is known."
     facts, histories = {}, {}
     for n, net in nets.items():
+        m, again = getattr(models[n], 'origin', models[n]), isinstance(net, Views)
         facts[n] = {'model': f'{net.name} ({net.library})', 'parameters': f'{count_parameters(net)/1e6:,.2f} M',
-                    'start weights': net.base_weights}
-        path = getattr(models[n], 'path', models[n] if isinstance(models[n], (str, os.PathLike)) else None)
+                    'at test time': net.views if again else None, 'start weights': net.base_weights}
+        path = getattr(m, 'path', m if isinstance(m, (str, os.PathLike)) else None)
         if path is None or not (Path(path)/'config.json').is_file() or not (Path(path)/'best').is_dir(): continue
         try:
             run = Run(path)
             s, config, end = run.config['settings'], run.config, run.config.get('finished') or {}
-            if (Path(path)/'history.csv').is_file():
+            if (Path(path)/'history.csv').is_file() and not again:
                 histories[n] = run.history[['epoch', 'train_loss', 'eval_loss', 'mean_iou']]
             size, seconds = s.get('sample_hw'), getattr(run, 'seconds', None) or end.get('seconds')
             facts[n] |= {
@@ -382,12 +382,13 @@ def command_line(
     data, # what stands for data
     out, # the report's folder
     split:str, # which part of the data
+    tta:bool=False, # were all models scored with TTA too?
 )->str|None: # None where a model or the data has no path
     "The shell's command that makes the same report."
-    paths = [getattr(x, 'path', x) for x in (data, out, *models.values())]
+    paths = [getattr(x, 'path', x) for x in (data, out, *models.values()) if not (tta and isinstance(x, Views))]
     plain = lambda x: isinstance(x, (str, os.PathLike))
     if not all(map(plain, paths)) or not plain(data) and not hasattr(data, 'settings'): return None
-    return shlex.join(['seglab', 'compare', *map(as_text, paths), *(['--split', split] if split != 'val' else [])])
+    return shlex.join(['seglab', 'compare', *map(as_text, paths), *['--split', split]*(split != 'val'), *['--tta']*tta])
 
 # %% ../nbs/lib/35_answers.ipynb #9e8525ca
 def scoring_notes(
@@ -402,6 +403,7 @@ def scoring_notes(
     said = '; '.join(f"{', '.join(v[:4])}{', …' * (len(v) > 4)} → {k}" for k, v in list(changed.items())[:6])
     if changed: out.append(f"{result.name} knows {model.num_labels} classes; here its answers count as one of the "
                            f"{result.label_space.num_labels} classes compared ({said}{'; …' * (len(changed) > 6)}).")
+    if isinstance(model, Views): out.append(f'{result.name} answers by the {model.views}.')
     others = sorted({tuple(s) for s in result.sizes} - {own}) if own else []
     some = ', '.join(f'{h}×{w}' for h, w in others[:3]) + ', …' * (len(others) > 3)
     if others: out.append(f"{result.name} was trained at {own[0]}×{own[1]}; photos of {some} were scaled to that for "

@@ -34,6 +34,7 @@ from .metrics import (
     Calibration, FORMULA, baseline_iou, boundary_counts, boundary_iou, confidence, confusion_matrix, nanmean, scores)
 from .nets import count_parameters, evaluating
 from .model import Segmenter
+from .views import second_rows
 from .intervals import (
     could_show, draw_runs, interval, joined, joint_confidence, rows_by_class, seed_spread, spread)
 from .answers import (
@@ -153,8 +154,7 @@ class Evaluation:
         K = label_space.num_labels
         self.matrix, self.boundary_counts, self.ignored = np.zeros((K, K), np.int64), np.zeros((2, K), np.int64), 0
         self.stems, self.groups, self.sizes, self.notes, self.seconds = [], [], set(), [], 0.
-        self.calibration, self.mapping = None, None
-        self._rows, self._truth, self._cache = [], sha256(), {}
+        self.calibration, self.mapping, self._rows, self._truth, self._cache = None, None, [], sha256(), {}
 
     def __len__(self): return len(self.stems)
     def __repr__(self): return f"{self.name}: mean IoU {self.scores['mean_iou']:.4f} over {len(self)} photos"
@@ -304,8 +304,7 @@ class Comparison:
         self.evaluations = {as_text(n): as_one(e, n) for n, e in dict(evaluations).items()}
         first = same_masks(self.evaluations)
         self.label_space, self.n, self.stems = first.label_space, len(first), first.stems
-        place = {}
-        keys = [g or (i, '') for i, g in enumerate(first.groups)]                  # an empty group is none
+        place, keys = {}, [g or (i, '') for i, g in enumerate(first.groups)]       # an empty group is none
         self.unit = np.array([place.setdefault(k, len(place)) for k in keys])
         self.n_units, self.grouped = len(place), len(place) < self.n
         self.drawn = 'groups of photos' if self.grouped else 'photos'
@@ -439,8 +438,8 @@ def photo(self:Comparison,
     def read(folder): return read_mask(folder/f'{self.stems[i]}.png') if folder else None
     truth = next((read(e.truth_folder) for e in self.evaluations.values() if e.truth_folder), None)
     image = None if self.data is None else np.asarray(self.data[i]['pixel_values']).transpose(1, 2, 0)  # (H,W,3)
-    preds = {n: read(e.folder) for n, e in self.evaluations.items()}
-    return dict(stem=self.stems[i], image=image, truth=truth, preds=preds)
+    return dict(stem=self.stems[i], image=image, truth=truth,
+                preds={n: read(e.folder) for n, e in self.evaluations.items()})
 
 # %% ../nbs/04_compare.ipynb #e48cbe93
 @patch
@@ -514,6 +513,7 @@ def compare(
     seed:int=0, # of the draws
     confidence:float=.95, # of the intervals
     measure:bool=True, # measure latency, throughput and memory too?
+    tta:bool=False, # a second row for each model, which also asks it for the mirror image?
     n_photos:int=200, # at most so many photos in report.html
     progress:bool=None, # show progress bars? None: in a terminal or a notebook
 )->Comparison: # prints as a table and what may be said of each pair
@@ -522,7 +522,8 @@ def compare(
     nets = {n: Segmenter.from_any(m) for n, m in given.items() if not isinstance(m, Evaluation)}
     done = {n: m for n, m in given.items() if n not in nets}
     if nets and data is None: raise mistake('data', data, 'the prepared folder or the data set on which to compare')
-    recipes, histories = run_facts(given, nets)
+    if tta: given, nets, members = second_rows(given, nets, members)
+    facts = run_facts(given, nets)
     ds, space = data, None
     if nets: ds, space = common_ground(data, {n: m.label_space for n, m in nets.items()}, split, classes, mapping)
     elif data is not None: ds = scored_data(data, split, next(iter(done.values())).label_space)
@@ -538,11 +539,11 @@ def compare(
             if n in nets: found[n] = evaluate(nets[n], ds, name=n, mapping=part, progress=progress, **to, **how)
             else: found[n] = adopt_masks(done[n], home, folder)
         result = Comparison({n: [found[r] for r in runs] for n, runs in members.items()}, n_boot, seed, confidence)
-        recipes, histories = gathered(recipes, members), mean_history(histories, members)
+        recipes, histories = gathered(facts[0], members), mean_history(facts[1], members)
         nets = {n: nets[runs[0]] for n, runs in members.items() if runs[0] in nets}
         result.home, result.keep, result.data, result.recipes, result.histories = home, keep, ds, recipes, histories
         result.caveats = caveats(recipes, histories, {n: count_parameters(m) for n, m in nets.items()}, split)
-        result.command = command_line(given, data, out, split) if len(given) == len(members) else None
+        result.command = command_line(given, data, out, split, tta) if len(given) == len(members) else None
         sizes = np.median(sorted({s for e in found.values() for s in e.sizes}), axis=0).astype(int)
         if measure and nets: result.costs = measure_costs(nets, tuple(sizes.tolist()), batch_size, device)
         if out: write_report(result, home, n_photos)

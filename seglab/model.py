@@ -57,9 +57,8 @@ def _sizes_of(net):
     if library_of(net) == 'smp':
         divisor = int(net.encoder.output_stride) * (2 if type(net).__name__ == 'DPT' else 1)
         return divisor, MIN_SIDE.get(type(net).__name__, 1), None
-    config = getattr(net, 'config', None)
     if library_of(net) == 'torch': return 1, 1, None
-    side = getattr(config, 'image_size', None)
+    config, side = net.config, getattr(net.config, 'image_size', None)
     if config.model_type in _FIXED and side: return 1, 1, (side, side) if isinstance(side, int) else tuple(side)
     return 1, MIN_SIDE.get(config.model_type, 32), None
 
@@ -105,7 +104,7 @@ class Segmenter(nn.Module):
         size_hw=None, # (H, W) of the answer; default the input's
     )->torch.Tensor: # (B,K,H,W) float32 logits
         "Logits at the input's size, or another."
-        return _resize(self._net_logits(pixel_values), size_hw or pixel_values.shape[-2:])     # (B,K,H,W)
+        return _resize(self.net_logits(pixel_values), size_hw or pixel_values.shape[-2:])      # (B,K,H,W)
 
 # %% ../nbs/lib/20_model.ipynb #5ff63222
 def _check_net(net, K):
@@ -182,8 +181,10 @@ def _check_range(self:Segmenter, x):
 
 # %% ../nbs/lib/20_model.ipynb #16de5fa0
 @patch
-def _net_logits(self:Segmenter, pixel_values):
-    "(B,K,h,w) float32 logits that cover the photo, at the net's own resolution."
+def net_logits(self:Segmenter,
+    pixel_values:torch.Tensor, # (B,3,H,W) uint8 0…255, or float 0…1
+)->torch.Tensor: # (B,K,h,w) float32 logits that cover the photo
+    "Logits at the net's own resolution."
     (H, W), x = pixel_values.shape[-2:], self.normalize(pixel_values)
     least = max(self.least, 2 * self.divisor if self.training and len(x) == 1 else 1)      # BatchNorm needs two values
     h, w = ((max(n, least) + self.divisor - 1) // self.divisor * self.divisor for n in (H, W))
@@ -209,8 +210,7 @@ def _dtype(net): return next((p.dtype for p in net.parameters() if p.is_floating
 
 def _resize(x, size_hw):
     "Bilinear, nothing to do at the same size."
-    return x if tuple(x.shape[-2:]) == tuple(size_hw) else F.interpolate(x, tuple(size_hw), mode='bilinear',
-        align_corners=False)
+    return x if tuple(x.shape[-2:]) == tuple(size_hw) else F.interpolate(x, tuple(size_hw), mode='bilinear')
 
 # %% ../nbs/lib/20_model.ipynb #5d085cd1
 @patch(as_prop=True)
@@ -230,7 +230,7 @@ def photo_logits(self:Segmenter,
     from torchvision.transforms.v2 import functional as tvF
     size_hw, x = self.input_hw, pixel_values.to(self.device)                               # (B,3,H,W)
     if size_hw and tuple(x.shape[-2:]) != size_hw: x = tvF.resize(x, list(size_hw), antialias=True)
-    return self._net_logits(x)
+    return self.net_logits(x)
 
 @patch
 def predict_batch(self:Segmenter,

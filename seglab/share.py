@@ -30,6 +30,7 @@ from .masks import overlay
 from .nets import evaluating, model_folder
 from .card import artifact_name, model_card
 from .model import Segmenter
+from .views import with_tta
 
 # %% ../nbs/lib/33_share.ipynb #f25b2209
 _SUFFIXES = {'.json', '.safetensors', '.md', '.txt', '.png', '.jpg', '.csv'}
@@ -423,8 +424,7 @@ def _polygon(part):
     rings = [(cv2.approxPolyDP(c, _FINE/2, True)[:, 0], f[3] >= 0) for c, f in zip(outlines, family[0])]
     ring, *more = [r for r, hole in rings if not hole]
     for hole in [r for r, inner in rings if inner]:
-        far = ((ring[:, None] - hole[None])**2).sum(2)
-        i, j = np.unravel_index(far.argmin(), far.shape)
+        i, j = divmod(int(((ring[:, None] - hole[None])**2).sum(2).argmin()), len(hole))
         ring = np.concatenate([ring[:i+1], hole[j:], hole[:j+1], ring[i:]])
     xy = (ring - .5) / _FINE
     return (xy if len(xy) > 2 else np.repeat(xy, 3, 0)[:3] + [[0, 0], [.5, 0], [0, .5]]).round(2).ravel().tolist()

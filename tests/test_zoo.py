@@ -1,12 +1,19 @@
 "Any name to a net: what is built, what is refused, saved folders to train further, the hub near and far."
 import warnings
-import pytest, torch
+import numpy as np, pytest, torch
 
+from seglab.comparison import compare
+from seglab.dataset import LabelSpace, SegDataset
 from seglab.files import UserError
-from seglab.zoo import build_model, from_smp
+from seglab.model import Segmenter
+from seglab.recipes import layer_rates, weight_groups
+from seglab.share import export_onnx
+from seglab.train import fit
+from seglab.zoo import build_model, from_smp, from_transformers
+from support.data import write_masks
 from support.faults import LONG
 from support.hub import Busy, elsewhere, nobody, serving
-from support.tiny import FULL, NAMES, SEGFORMER
+from support.tiny import FULL, NAMES, SEGFORMER, VIT
 
 @pytest.fixture(autouse=True)
 def seeded(): torch.manual_seed(0)
@@ -147,3 +154,64 @@ build()
 ''', server.address, tmp_path)
     assert done.returncode == 0 and done.stdout.count('[8, 16, 24, 32]') == 2, done.stderr
     assert len(server.asked) > 3
+
+# ---------------------------------------------------------------- rates by layer
+
+def plain_transformers():
+    "Nets whose layers lie one upon the other, of transformers and of timm."
+    from transformers import Dinov2Config, UperNetConfig
+    dino = Dinov2Config(**VIT | dict(num_hidden_layers=6), out_features=[f'stage{i}' for i in (2, 3, 5, 6)], reshape_hidden_states=True)
+    yield 'backbone.encoder.layer.', 6, from_transformers(UperNetConfig(backbone_config=dino, hidden_size=16, pool_scales=[1, 2]), NAMES)
+    yield 'beit.layers.', 12, from_transformers('beit', NAMES, **VIT | dict(num_hidden_layers=12))
+    yield 'layers.', 4, from_transformers('eomt', NAMES, num_blocks=1, num_queries=5, **{k: v for k, v in VIT.items() if k != 'intermediate_size'})
+    yield 'encoder.model.blocks.', 12, from_smp('dpt', NAMES, 'tu-vit_tiny_patch16_224', None)
+
+def test_a_rate_for_each_layer():
+    for prefix, n, s in plain_transformers():
+        rates = layer_rates(s.net, 1e-3, .5)
+        groups = weight_groups(s.net, rates)
+        ids = [id(w) for g in groups for w in g['params']]
+        assert sorted(ids) == sorted(map(id, s.net.parameters()))                      # each weight in exactly one group
+        of = {id(w): g['lr'] for g in groups for w in g['params']}
+        by_layer = [{of[id(w)] for k, w in s.net.named_parameters() if k.startswith(f'{prefix}{i}.')} for i in range(n)]
+        assert by_layer == [{1e-3*.5**(n - i)} for i in range(n)], prefix               # the last layer has half the head's rate
+        first = [of[id(w)] for k, w in s.net.named_parameters() if 'patch_embed' in k]
+        assert set(first) == {1e-3*.5**(n + 1)} and max(of.values()) == 1e-3, prefix
+
+def test_nets_without_a_stack_have_no_rates_by_layer():
+    for s in (from_smp('unet', NAMES, 'resnet18', None), from_transformers('segformer', NAMES, **SEGFORMER)):
+        with pytest.raises(UserError, match='net=.*at least 4 numbered layers'): layer_rates(s.net, 1e-3)
+
+# ---------------------------------------------------------------- the whole way of any model
+
+WAYS = {'smp, any encoder': lambda tmp: build_model('unetplusplus', NAMES, weights=None, encoder_name='tu-mobilenetv3_small_050'),
+        'segformer with a free encoder': lambda tmp: build_model('smp:segformer', NAMES, weights=None, encoder_name='tu-pvt_v2_b0'),
+        'a folder of transformers': lambda tmp: build_model(FULL['segformer'](['a', 'b']).save_pretrained(tmp/'old'), NAMES),
+        'torchvision': lambda tmp: Segmenter(lraspp(), NAMES)}
+
+def lraspp():
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+    return lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=len(NAMES))
+
+@pytest.mark.parametrize('way', WAYS)
+def test_trained_loaded_compared_and_exported(way, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        model = WAYS[way](tmp_path)
+    data = SegDataset.from_folders(*write_masks(tmp_path, n=12, size_hw=(64, 64)), LabelSpace.from_names(NAMES))
+    run = fit(model, (data.take(range(8)), data.take(range(8, 12))), out=tmp_path/'run', epochs=1, batch_size=4, lr=1e-3, progress=False)
+    back = Segmenter.from_pretrained(tmp_path/'run', net=lraspp()) if way == 'torchvision' else run.load()
+    photo = data[0]['pixel_values']
+    assert np.array_equal(back.predict(photo), model.predict(photo)) and back.num_labels == 3
+    assert len(compare({way: back}, data, n_boot=20, measure=False).evaluations) == 1
+    file = export_onnx(back, tmp_path/'m.onnx', sizes=((2, 64, 64),), tol=1e-3)
+    assert file.stat().st_size > 1000
+
+def test_a_frozen_encoder_stays_as_it_is(tmp_path):
+    model = WAYS['smp, any encoder'](tmp_path)
+    model.net.freeze_encoder()
+    before = {k: v.clone() for k, v in model.net.state_dict().items()}
+    data = SegDataset.from_folders(*write_masks(tmp_path, n=12, size_hw=(64, 64)), LabelSpace.from_names(NAMES))
+    fit(model, (data.take(range(8)), data.take(range(8, 12))), out=tmp_path/'run', epochs=1, batch_size=4, lr=1e-3, progress=False)
+    changed = {k.split('.')[0] for k, v in model.net.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {'decoder', 'segmentation_head'}                                  # not even the statistics of its norms

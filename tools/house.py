@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ('files images names raster coco photos paint packed groups bulk masks labels own dataset sample fetch metrics findings '
-         'doctor nets card tiles model zoo unet segformer losses recipes runs live trainer train intervals answers costs report '
+         'doctor nets card tiles model views zoo unet segformer losses recipes runs live trainer train intervals answers costs report '
          'comparison plan share demo cli').split()
 CALLS = {'00_masks': r'\bprepare\(', '01_dataset': r'\bload_data\(', '04_compare': r'\bcompare\('}
 # names that two modules may define, each with its reason

@@ -67,7 +67,7 @@ def sidebar(nbs):
     section = lambda name, pages: f'      - section: {json.dumps(name)}\n        contents:\n' + ''.join(entry(*p) for p in pages)
     middle = [section(band, [(p.relative_to(nbs).as_posix(), house.title(p)[0]) for p in paths]) for band, paths in bands(nbs).items()]
     git, fixed = get_config().git_url, lambda *names: [(n, page_title(nbs/n)) for n in names if (nbs/n).exists()]
-    start = section('Start here', [('index.ipynb', 'What seglab is'), *fixed('gallery.ipynb', 'glossary.qmd')])
+    start = section('Start here', [('index.ipynb', 'What seglab is'), *fixed('gallery.ipynb', 'any_model.ipynb', 'glossary.qmd')])
     tasks = fixed(*(f'tasks/{name}.qmd' for name in TASKS))
     project = fixed('speed.ipynb', 'scale.qmd')
     project += [(f'{git}/blob/main/{name}.md', text) for name, text in (('CONTRIBUTING', 'Contributing'), ('CHANGELOG', 'Changes'))]
