@@ -417,8 +417,7 @@ def same_masks(
     "The first evaluation, once it is sure that all of them were shown the same truth."
     if not evaluations: raise mistake('models', '', 'at least one model', "Give {'name': run, …}.")
     (name, first), *others = evaluations.items()
-    if not len(first):
-        raise UserError(f"data: expected photos to score on; got none for {name}. Give a split that has some.")
+    if not len(first): raise mistake('data', name, 'photos to score on', 'Give a split that has some.', 'none')
     for other, e in others:
         if e.label_space.names != first.label_space.names:
             raise mistake('models', f'{name}, {other}', 'models that were scored in the same classes',
@@ -521,10 +520,11 @@ def adopt_masks(
     name:str, # of the model's folder
 )->object: # a copy of the evaluation, which has its masks there
     "Copy the masks that an evaluation kept into a report."
-    kept, folders = copy.copy(evaluation), (evaluation.folder, evaluation.truth_folder)
-    for source, target in zip(folders, (home/'predictions'/name, home/'truth')):
-        for stem in kept.stems if source else []: write_mask(target, stem, read_mask(source/f'{stem}.png'))
-    kept.folder, kept.truth_folder = folders[0] and home/'predictions'/name, folders[1] and home/'truth'
+    kept = copy.copy(evaluation)
+    for kind, target in dict(folder=home/'predictions'/name, truth_folder=home/'truth').items():
+        if not (source := getattr(kept, kind)): continue
+        for stem in kept.stems: write_mask(target, stem, read_mask(source/f'{stem}.png'))
+        setattr(kept, kind, target)
     return kept
 
 def check_masks_apart(

@@ -503,6 +503,7 @@ def predict_files(
     with_overlay:bool=True, # also write the photo with the mask laid over it?
     coco:str=None, # 'rle' or 'polygon': also write the connected parts as COCO annotations
     probabilities:bool=False, # also write the probability of each class?
+    tta:bool=False, # mean over the photo and its mirror image?
     max_pixels:int=None, # refuse a larger photo; default 100 million
     progress:bool=None, # show a progress bar? None: in a terminal or a notebook
 )->Predictions: # folder, what was done, what failed and why
@@ -512,9 +513,10 @@ def predict_files(
     _check_out(out, _MARK)
     paths = find_images(images, skip=out)
     if not paths: raise FileNotFoundError(f'all images given lie in {as_text(out)} itself; give another folder')
-    root, model = os.path.commonpath([os.path.abspath(p.parent) for p in paths]), Segmenter.from_any(model)
-    values, numbers = _mask_values(model.label_space, values)
-    stems, names = unique_names([p.stem for p in paths], [str(p) for p in paths]), model.label_space.names
+    root = os.path.commonpath([p.absolute().parent for p in paths])
+    model = with_tta(model) if tta else Segmenter.from_any(model)
+    (values, numbers), names = _mask_values(model.label_space, values), model.label_space.names
+    stems = unique_names([p.stem for p in paths], [str(p) for p in paths])
     result, rows, annotated, ious = Predictions(out, [], {}), [], dict(images=[], annotations=[]), []
     with disk_errors(out):
         _mark_folder(out, stems)
@@ -529,8 +531,7 @@ def predict_files(
                 (new, iou), (h, w) = _instances(indices, numbers, names, i, coco), indices.shape
                 photo = dict(id=i, file_name=Path(os.path.relpath(path, root)).as_posix(), height=h, width=w)
                 annotated['images'].append(photo); annotated['annotations'] += new; ious += iou
-            result.done.append(str(path))
-            rows.append([as_text(path), as_text(f'masks/{stem}.png'), *image.shape[:2], None])
+            result.done.append(str(path)); rows.append([as_text(path), f'masks/{as_text(stem)}.png', *image.shape[:2], None])
         if ious: result.polygon_iou = sum(ious) / len(ious)
         _write_tables(out, values, dict(zip(names, numbers)), rows, annotated if coco else None,
                 dict(finished=True, model=model.name, stems=stems, polygon_iou=result.polygon_iou))
