@@ -520,11 +520,10 @@ def adopt_masks(
     name:str, # of the model's folder
 )->object: # a copy of the evaluation, which has its masks there
     "Copy the masks that an evaluation kept into a report."
-    kept = copy.copy(evaluation)
-    for kind, target in dict(folder=home/'predictions'/name, truth_folder=home/'truth').items():
-        if not (source := getattr(kept, kind)): continue
-        for stem in kept.stems: write_mask(target, stem, read_mask(source/f'{stem}.png'))
-        setattr(kept, kind, target)
+    kept, folders = copy.copy(evaluation), (evaluation.folder, evaluation.truth_folder)
+    for source, target in zip(folders, (home/'predictions'/name, home/'truth')):
+        for stem in kept.stems if source else []: write_mask(target, stem, read_mask(source/f'{stem}.png'))
+    kept.folder, kept.truth_folder = folders[0] and home/'predictions'/name, folders[1] and home/'truth'
     return kept
 
 def check_masks_apart(

@@ -531,7 +531,7 @@ def predict_files(
                 (new, iou), (h, w) = _instances(indices, numbers, names, i, coco), indices.shape
                 photo = dict(id=i, file_name=Path(os.path.relpath(path, root)).as_posix(), height=h, width=w)
                 annotated['images'].append(photo); annotated['annotations'] += new; ious += iou
-            result.done.append(str(path)); rows.append([as_text(path), f'masks/{as_text(stem)}.png', *image.shape[:2], None])
+            result.done.append(str(path)); rows += [[as_text(path), f'masks/{as_text(stem)}.png', *indices.shape, None]]
         if ious: result.polygon_iou = sum(ious) / len(ious)
         _write_tables(out, values, dict(zip(names, numbers)), rows, annotated if coco else None,
                 dict(finished=True, model=model.name, stems=stems, polygon_iou=result.polygon_iou))
