@@ -83,7 +83,7 @@ def tiny():
     def layer(a, b, **how): return nn.Conv2d(a, b, 3, **how), nn.BatchNorm2d(b), nn.ReLU()
     return nn.Sequential(*layer(3, 16, padding=1), *layer(16, 32, stride=2, padding=1), *layer(32, 32, padding=2, dilation=2), nn.Conv2d(32, 8, 1), nn.PixelShuffle(2))
 
-HOW = dict(recipe='assignment', epochs=16., lr=3e-3, batch_size=8, lr_scheduler_type='cosine', workers=0, pictures=0, progress=False,
+HOW = dict(recipe='assignment', epochs=24., lr=3e-3, batch_size=8, lr_scheduler_type='cosine', workers=0, pictures=0, progress=False,
            save_strategy='no')
 
 def builder(pair, repeat):
