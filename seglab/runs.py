@@ -389,10 +389,6 @@ class _End(msgspec.Struct):
     epoch: float
     seconds: float
 
-class _Earlier(msgspec.Struct):
-    "What was trained before."
-    epochs: float
-
 class _Config(msgspec.Struct):
     "config.json."
     settings: Settings
@@ -405,7 +401,7 @@ class _Config(msgspec.Struct):
     started: str = ''
     wandb_id: str = ''
     notes: list[str] = []
-    continued: list[_Earlier] = []
+    continued: list[dict] = []
     finished: _End | None = None
 
 class _Scores(msgspec.Struct):
@@ -544,7 +540,7 @@ def _facts(self:Run):
     if end:
         took = duration(end['seconds'])
         facts['state'] = f"finished after {end['epoch']:.4g} epochs, {took} on {c.get('device')}"
-    for old in c.get('continued') or []: facts['state'] += f", continued after {old['epochs']:g} epochs"
+    for old in c.get('continued') or []: facts['state'] += f", continued after {str(old.get('epochs')).removesuffix('.0')} epochs"
     if (self.best/'scores.json').is_file():
         b = self.scores
         facts['best'] = f"epoch {b['epoch']:.4g}: loss {b['loss']:.4f}, mean IoU {b['mean_iou'] or math.nan:.4f}"
