@@ -540,7 +540,8 @@ def _facts(self:Run):
     if end:
         took = duration(end['seconds'])
         facts['state'] = f"finished after {end['epoch']:.4g} epochs, {took} on {c.get('device')}"
-    for old in c.get('continued') or []: facts['state'] += f", continued after {str(old.get('epochs')).removesuffix('.0')} epochs"
+    for old in c.get('continued') or []:
+        facts['state'] += f", continued after {str(old.get('epochs')).removesuffix('.0')} epochs"
     if (self.best/'scores.json').is_file():
         b = self.scores
         facts['best'] = f"epoch {b['epoch']:.4g}: loss {b['loss']:.4f}, mean IoU {b['mean_iou'] or math.nan:.4f}"
