@@ -8,8 +8,8 @@ The peers' recipes are written here from what their examples document. Each gets
 seconds given, counted on one thread, its own augmentation and validation included. A tenth of the training photos is what
 seglab chooses its best epoch on; the peers train on the same rest and keep their last weights, as their examples do. `--epochs`
 gives each row as many steps instead: its parts cost next to nothing. All are scored on other photos, at the photos'
-prepared size. Rows go into the JSON file as soon as they are known, and what is
-there is not run again. A GPU is used where there is one (`--seconds` are then seconds of the clock).
+prepared size. Rows go into the JSON file as soon as they are known, and what is there is not run again. A GPU is used
+where there is one (`--seconds` are then seconds of the clock).
 """
 import argparse, json, tempfile, time
 from dataclasses import replace

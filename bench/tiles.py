@@ -153,8 +153,10 @@ def main():
     for part in a.parts:
         found = memory(a.side) if part == 'memory' else small(a.seconds, a.seeds, a.scenes)
         done = json.loads(a.out.read_text()) if a.out.exists() else {}
-        if part == 'small':                                                            # a row for each length of training
-            found = sorted([r for r in done.get(part, []) if r['cpu_seconds'] != a.seconds] + [found | dict(date=str(date.today()))], key=lambda r: r['cpu_seconds'])
+        if part == 'small':                                                            # a row for each length of training and number of seeds
+            key = lambda r: (r['cpu_seconds'], r['seeds'])
+            found |= dict(date=str(date.today()))
+            found = sorted([r for r in done.get(part, []) if key(r) != key(found)] + [found], key=key)
         done |= {part: found} | dict(date=str(date.today()), machine=machine('cpu'), versions=versions('torch', 'numpy'))
         write_json(a.out, done, indent=1)
 

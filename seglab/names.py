@@ -33,7 +33,10 @@ def find_images(
 )->list: # paths, in the order given, each once
     "The image files that are meant by files, folders and patterns."
     skip, found = None if skip is None else Path(os.path.realpath(skip)), {}
-    for item in [images] if isinstance(images, (str, os.PathLike)) else images:
+    one = isinstance(images, (str, os.PathLike))
+    items = [images] if one else list(images) if hasattr(images, '__iter__') else []
+    if not items: raise mistake('images', images, 'a file, folder or pattern, or a list of them')
+    for item in items:
         path = Path(item)
         if path.is_dir(): new = sorted(map(Path, _picture_files(path)))
         elif path.exists(): new = [path]

@@ -241,10 +241,12 @@ def _wandb_home(folder):
         for k in keys: os.environ.pop(k, None)
 
 # %% ../nbs/lib/33_share.ipynb #55ae519c
-def _need_onnx():
-    "A sentence when the optional packages are missing."
+def _need_onnx(opset):
+    "A sentence when the optional packages are missing, or know no such version."
     if missing := [m for m in ('onnx', 'onnxruntime', 'onnxscript') if importlib.util.find_spec(m) is None]:
         raise ImportError(f"ONNX export needs {' and '.join(missing)}: run pip install 'seglab[onnx]'")
+    from onnx.defs import onnx_opset_version as newest
+    if opset not in (None, *range(11, newest() + 1)): raise mistake('opset', opset, f'a number from 11 to {newest()}')
 
 # %% ../nbs/lib/33_share.ipynb #55ae5101
 def _triangle(line, m):
@@ -263,8 +265,7 @@ class _PredictGraph(torch.nn.Module):
         if self.size_hw:
             x = x.float()
             x = (x @ _triangle(x[0, 0, 0], self.size_hw[1]).T).round()       # (B,3,H,w)
-            x = (_triangle(x[0, 0, :, 0], self.size_hw[0]) @ x).round()      # (B,3,h,w)
-            x = x.clamp(0, 255).to(torch.uint8)
+            x = (_triangle(x[0, 0, :, 0], self.size_hw[0]) @ x).round().clamp(0, 255).to(torch.uint8)   # (B,3,h,w)
         return self.model(x, size_hw=pixel_values.shape[-2:])                # (B,K,H,W)
 
 # %% ../nbs/lib/33_share.ipynb #1159e9e7
@@ -351,10 +352,9 @@ def export_onnx(
     half:bool=False, # store the weights in half precision?
 )->Path: # the file; its metadata holds the classes and the difference measured
     "Export to ONNX: photos of any size in, what `predict` gives out, checked under onnxruntime."
-    _need_onnx()
+    _need_onnx(opset)
     path, model = _folder_of(model), Segmenter.from_any(model)
-    if out is None and path is None:
-        raise mistake('out', None, 'the path of a file, for this model has no folder of its own')
+    if out is None and path is None: raise mistake('out', None, 'a file: this model has no folder of its own')
     out = Path(out or path)
     if out.suffix != '.onnx': out = out/'model.onnx'
     _check_onnx_out(out)

@@ -311,6 +311,15 @@ def test_twin_names_in_two_folders_stay_apart_in_the_coco_file(net, tmp_path):
     predict_files(net, [tmp_path/'in'/'a'/'0.png'], tmp_path/'one', coco='rle', with_overlay=False)
     assert json.loads((tmp_path/'one'/'annotations.json').read_text())['images'][0]['file_name'] == '0.png'
 
+@pytest.mark.parametrize('images', [None, [], 3])
+def test_no_photos_to_predict_are_one_sentence(net, tmp_path, images):
+    with pytest.raises(UserError, match='images='): predict_files(net, images, tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('opset', [3, 10, 99, '17', 17.5])
+def test_an_opset_that_no_graph_can_have_is_refused_at_once(net, tmp_path, opset):
+    with pytest.raises(UserError, match='opset=.*from 11 to'): export_onnx(net, tmp_path/'m.onnx', opset=opset)
+
 def whole(path, mask):
     "A prepared folder's files, as far as predict would write over them."
     (path/'masks').mkdir(parents=True); (path/'images').mkdir()
