@@ -215,7 +215,8 @@ def test_ahead_is_bounded_and_in_order():
     with ThreadPoolExecutor(4) as pool:
         results = ahead(pool, lambda x: x*x, items(), 5)
         assert next(results) == 0 and len(taken) <= 6
-        assert list(results) == [x*x for x in range(1, 50)]
+        for n, x in enumerate(results, 1): assert x == n*n and len(taken) <= n + 6
+        assert n == 49
         assert sorted(ahead(pool, lambda x: x, range(20), 3, ordered=False)) == list(range(20))
         with pytest.raises(ZeroDivisionError): list(ahead(pool, lambda x: 1/x, [2, 1, 0, 3], 2))
         assert list(ahead(pool, int, [], 3)) == []

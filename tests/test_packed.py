@@ -26,6 +26,32 @@ def test_the_arrays_are_the_files(tmp_path, packed):
     for a, b in zip(load_packed(packed), open_packed(files.path, read_prepared(files.path)[0]['stem'])): assert a.shape == b.shape
     assert np.array_equal(masks, load_packed(files.path)[1])
 
+def index_without(path, n):
+    lines = (path/'index.csv').read_text().splitlines(keepends=True)
+    (path/'index.csv').write_text(''.join(lines[:-n]))
+    return read_prepared(path)[0]['stem']
+
+def test_arrays_are_not_used_for_another_index(tmp_path):
+    "With the files there they are not the newest, without them they have a row too many."
+    done = prepare(*find_coco(make_sample(tmp_path/'s', n=3, size_hw=(48, 64)))[0], tmp_path/'p', size_hw=32, workers=1)
+    pack(done.path)
+    (done.path/'index.csv').write_text((done.path/'index.csv').read_text().replace(',train,', ',val,'))
+    with pytest.warns(UserWarning, match='prepared anew'): assert open_packed(done.path, list(done.index.stem)) is None
+    for folder in ('images', 'masks'): (done.path/folder).rename(done.path/f'old {folder}')
+    with pytest.raises(ValueError, match='hold 3 rows for 2 photos'): open_packed(done.path, index_without(done.path, 1))
+
+def test_a_photo_that_was_mended_is_packed(tmp_path):
+    "What failed is tried again, in a folder of arrays too."
+    coco = find_coco(make_sample(tmp_path/'s', n=3, size_hw=(48, 64)))[0]
+    photo = sorted(coco[1].iterdir())[1]
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[:40])
+    assert len(prepare(*coco, tmp_path/'p', size_hw=32, pack=True, workers=1).index) == 2
+    photo.write_bytes(whole)
+    again = prepare(*coco, tmp_path/'p', size_hw=32, pack=True, workers=1)
+    wanted = prepare(*coco, tmp_path/'w', size_hw=32, pack=True, workers=1)
+    for name in ('images.npy', 'masks.npy', 'index.csv', 'audit.csv'): assert (again.path/name).read_bytes() == (wanted.path/name).read_bytes()
+
 def test_packed_arrays_that_are_pickles(packed, tmp_path, monkeypatch):
     monkeypatch.setenv('BOMB', str(tmp_path/'exploded'))
     for name in ('images.npy', 'masks.npy'): np.save(packed/name, np.array([Bomb()], object), allow_pickle=True)

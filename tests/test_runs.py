@@ -129,7 +129,7 @@ def test_a_checkpoint_that_lost_its_end_is_passed_over(tmp_path):
 
 def test_which_is_best():
     nan = float('nan')
-    assert [is_best(v, high) for v, high in (([1., 2.], True), ([1., 2.], False), ([2., 2.], True), ([1., nan], True), ([nan, 1.], False))] == [True, False, False, False, True]
+    assert [is_best(v, high) for v, high in (([1., 2.], True), ([1., 2.], False), ([2., 2.], True), ([1., nan], True), ([nan, 1.], False), ([nan], True))] == [True, False, False, False, True, False]
     assert [since_best(v, high) for v, high in (([3., 1., 2.], False), ([3., 1., 2.], True), ([nan, .5], True))] == [1, 2, 0]
 
 

@@ -66,11 +66,33 @@ def test_more_epochs_continue(tmp_path, capsys):
 
 
 def test_the_model_holds_the_best_weights(tmp_path):
-    "Not the last ones: the second epoch's rate ruins them."
-    model = tiny()
-    run = go(tmp_path/'r', model, epochs=3, lr=5e-2, lr_scheduler_type='constant')
-    best, last = torch.load(run.best/'best_model.pth', weights_only=True), last_checkpoint(run.path)
-    assert all(torch.equal(v, best[k]) for k, v in model.net.state_dict().items()) and not model.training
+    "Not the last ones: two steps uphill ruin them, and are no longer noted as the best."
+    from transformers import TrainerCallback
+    model, first = tiny(), {}
+    class Uphill(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, optimizer, **kw):
+            if round(state.epoch or 0) != 1: return
+            first.update({k: v.clone() for k, v in model.net.state_dict().items()})
+            optimizer.param_groups[0]['lr'] = -1.
+    run = go(tmp_path/'r', model, epochs=2, lr_scheduler_type='constant', callbacks=[Uphill()], keep_best='loss')
+    one, two = run.history.eval_loss.dropna()
+    assert one < two and not model.training
+    for weights in (torch.load(run.best/'best_model.pth', weights_only=True), model.net.state_dict()):
+        assert all(torch.equal(v, first[k]) for k, v in weights.items())
+
+
+@pytest.mark.parametrize('names,what', [(['sky', 'car', 'road'], 'the classes of the data'), (['sky'], 'at least two classes')])
+def test_classes_that_cannot_be_trained(tmp_path, names, what):
+    "As many as the data has, in another order; a single one."
+    with pytest.raises(UserError, match=what) as e: go(tmp_path/'r', tiny(label_space=LabelSpace.from_names(names)))
+    one_sentence(str(e.value))
+    assert not (tmp_path/'r').exists()
+
+
+def test_a_folder_of_something_else_is_not_taken(tmp_path):
+    (tmp_path/'notes.txt').write_text('mine')
+    with pytest.raises(UserError, match='an empty folder or a run of ours'): go(tmp_path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir() if p.name != '.lock'] == [('notes.txt', 'mine')]
 
 
 def test_a_function_is_built_under_the_seed(tmp_path):

@@ -74,7 +74,7 @@ MUTANTS = {
         "if any(old.get(k) != new[k] for k in ('rows', 'size_hw', 'index')): return 'the folder was prepared anew'": "pass",
         "    if len(masks) != len(stems): return": "    if False: return"})],
 'bulk': [
-    ('test_bulk_faults', {
+    ('test_packed', {
         "        if d.code or d.k >= len(photos)": "        if d.k >= len(photos)"})],
 'nets': [
     ('test_nets', {
@@ -128,7 +128,6 @@ MUTANTS = {
         "    model.train(was)\n    if trainer": "    if trainer",
         "    if step < 0 and math.isfinite(logged): return": "    return",
         "    if world == 1 and len(batches) == 1: return": "    if world == 1: return",
-        "    if self.postponed: control.should_save, self.postponed = True, False": "    pass",
         "len(self.train_dataset), a.per_device_train_batch_size, self.seed,": "len(self.train_dataset), a.per_device_train_batch_size, 0,",
         "since_best(values, self.high) >= self": "since_best(values, self.high) > self",
         "f'checkpoint-{state.global_step}', self.job.keep)": "f'checkpoint-{state.global_step}', 1)",
@@ -138,6 +137,8 @@ MUTANTS = {
         "    if precision == 'fp16' and not gpu:": "    if False:",
         "is_bf16_supported(including_emulation=False)": "is_bf16_supported()",
         "    model.zero_grad(set_to_none=True)\n": ""}),
+    ('test_train_resume', {
+        "    if self.postponed: control.should_save, self.postponed = True, False": "    pass"}),
     ('test_train', {
         "        if best: _save_best(": "        if True: _save_best(",
         "    self.trainer.batches.set_epoch(epoch)": "    self.trainer.batches.set_epoch(0)"}),
