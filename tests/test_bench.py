@@ -2,6 +2,7 @@
 import json, re, runpy, subprocess, sys
 from pathlib import Path
 import pytest
+from support.fresh_process import well
 
 BENCH = Path(__file__).resolve().parents[1]/'bench'
 driver = runpy.run_path(str(BENCH/'all.py'))
@@ -15,10 +16,19 @@ def test_every_option_is_known_to_its_script(name):
         if word.startswith('--'): assert f"add_argument('{word}'" in text, f'{name}.py has no {word}'
 
 
-def test_all_of_them_run(tmp_path):
-    done = subprocess.run([sys.executable, BENCH/'all.py', '--tiny', '--out', tmp_path], capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0 and done.stdout.rstrip().endswith(f'bench: {len(FULL)} done, 0 failed'), done.stdout[-2000:] + done.stderr[-3000:]
-    for name in FULL:
+@pytest.mark.parametrize('name', FULL)
+def test_each_runs(name, tmp_path):
+    def work():
+        sys.argv = [f'{name}.py', '--tiny']
+        with open(tmp_path/'said', 'w') as sys.stdout: runpy.run_path(str(BENCH/f'{name}.py'), run_name='__main__')
+    well(work)
+    assert json.loads([line for line in (tmp_path/'said').read_text().splitlines() if line.startswith('{')][-1])
+
+
+def test_what_they_say_is_kept(tmp_path):
+    done = subprocess.run([sys.executable, BENCH/'all.py', 'start', 'read_coco', '--tiny', '--out', tmp_path], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and done.stdout.rstrip().endswith('bench: 2 done, 0 failed'), done.stdout[-2000:] + done.stderr[-3000:]
+    for name in ('start', 'read_coco'):
         kept = json.loads((tmp_path/f'bench_{name}.json').read_text())
         assert kept['mode'] == 'tiny' and kept['result'] and re.match(r'20\d\d-', kept['date']) and kept['machine']['processor']
 

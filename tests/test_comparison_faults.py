@@ -1,6 +1,8 @@
 """Faults under `compare`: killed, out of disk, read-only, robbed of a photo, two at once, a run with a broken file. One sentence each, nothing half-written."""
 import errno, json, os, random, shutil, signal, subprocess, sys, textwrap, time
+from functools import partial
 from pathlib import Path
+from unittest import mock
 import cv2, numpy as np, pandas as pd, pytest, torch
 import seglab.answers as answers
 import seglab.comparison as module
@@ -8,6 +10,7 @@ from seglab.comparison import Comparison, compare, evaluate
 from seglab.dataset import SegDataset
 from seglab.files import UserError, only_me
 from seglab.zoo import from_smp
+from support.fresh_process import Child
 from support.faults import LONG, n_files, one_sentence, posix, small_disk, until
 from test_comparison import LABELS, contents, folders, model
 
@@ -26,26 +29,15 @@ def wanted(data, tmp_path_factory):
 
 def again(data, out, **kw): return compare({'one': model(1), 'two': model(2)}, data, out, measure=False, batch_size=2, **kw)
 
-RUN = textwrap.dedent('''
-    import json, sys, time
-    sys.path.insert(0, sys.argv[1])
-    from test_comparison_faults import *
-    root, out, pause, kw = json.loads(sys.argv[2])
-    data = SegDataset.from_folders(root + '/images', root + '/masks', LABELS)
+def slowly(data, out, pause, **kw):
+    "The same, with a pause at each batch."
     count = module.Evaluation.add
-    def slowly(self, *args): time.sleep(pause); return count(self, *args)
-    module.Evaluation.add = slowly
-    print('go', flush=True)
-    try: again(data, out, **kw)
-    except (OSError, RuntimeError, ValueError) as e: sys.exit(f'{type(e).__name__}: {e}')
-''')
+    def add(self, *args):
+        time.sleep(pause)
+        return count(self, *args)
+    with mock.patch.object(module.Evaluation, 'add', add): again(data, out, **kw)
 
-def start(data, out, pause=0., **kw):
-    "`compare` in a process (and a process group) of its own."
-    args = [str(Path(__file__).parent), json.dumps([str(data.root), str(out), pause, kw])]
-    p = subprocess.Popen([sys.executable, '-c', RUN, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert p.stdout.readline() == 'go\n', p.communicate()[1]
-    return p
+def start(data, out, pause=0., **kw): return Child(partial(slowly, data, out, pause, **kw))
 
 def whole(out):
     "Is every file there readable, and no temporary one left in sight?"
@@ -61,9 +53,8 @@ def whole(out):
 def test_killed_and_run_again(data, wanted, tmp_path, workers, sig, seed):
     out, goal = tmp_path/'r', random.Random(f'{workers} {sig} {seed}').randint(1, 3 * N + 6)
     p = start(data, out, workers=workers)
-    hit = until(lambda: n_files(out) >= goal, p)
-    p.send_signal(sig); p.wait()
-    assert hit, 'the comparison ended before it could be killed'
+    until(lambda: n_files(out) >= goal or p.ended())
+    assert p.send(sig), 'the comparison ended before it could be killed'
     for f in out.rglob('*.png'): assert f.name[0] == '.' or cv2.imread(str(f), cv2.IMREAD_UNCHANGED) is not None, f
     again(data, out, workers=workers)                                            # at once: a killed one holds nothing
     assert contents(out) == wanted
@@ -72,21 +63,19 @@ def test_killed_and_run_again(data, wanted, tmp_path, workers, sig, seed):
 @posix
 def test_a_killed_ones_data_workers_do_not_hold_the_folder(data, wanted, tmp_path):
     p = start(data, tmp_path/'r', pause=.2, workers=2)
-    assert until(lambda: n_files(tmp_path/'r') > 2, p)
-    p.kill(); p.wait()
+    until(lambda: n_files(tmp_path/'r') > 2 or p.ended())
+    assert p.send(signal.SIGKILL)
     with answers.report_folder(tmp_path/'r'): pass                                       # at once, not after they have noticed
 
 @posix
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='this system does not tell the children of a process')
 def test_a_data_worker_killed_by_the_system(data, wanted, tmp_path):
     p = start(data, tmp_path/'r', pause=.2, workers=1)
-    assert until(lambda: n_files(tmp_path/'r') > 2, p)
+    until(lambda: n_files(tmp_path/'r') > 2 or p.ended())
     for c in [int(c) for t in Path(f'/proc/{p.pid}/task').iterdir() for c in (t/'children').read_text().split()]: os.kill(c, signal.SIGKILL)
-    said = p.communicate(timeout=120)[1]
-    # Python itself says so when torch's alarm goes off inside a destructor; what we say is the last line
-    *others, ours = said.strip().splitlines()
-    assert p.returncode == 1 and 'ended from outside' in ours and 'run the same again' in ours and (not others or others[0].startswith('Exception ignored in')), said
-    one_sentence(ours)
+    code, said = p.wait()
+    assert code == 1 and 'ended from outside' in said and 'run the same again' in said, said
+    one_sentence(said)
     again(data, tmp_path/'r')
     assert contents(tmp_path/'r') == wanted
 
@@ -164,11 +153,11 @@ def test_a_photo_or_mask_lost_under_the_reader(data, wanted, tmp_path, what, wor
 @posix
 def test_two_in_the_same_folder(data, wanted, tmp_path):
     p = start(data, tmp_path/'r', pause=.1)
-    assert until(lambda: n_files(tmp_path/'r') > 2, p)
+    until(lambda: n_files(tmp_path/'r') > 2 or p.ended())
     before = n_files(tmp_path/'r')
     with pytest.raises(ValueError, match='another process is comparing'): again(data, tmp_path/'r')
     assert n_files(tmp_path/'r') >= before, 'the second has taken nothing away'
-    assert p.wait(timeout=300) == 0
+    assert p.wait() == (0, '')
     assert contents(tmp_path/'r') == wanted
 
 def test_a_disk_without_locks(data, wanted, tmp_path, monkeypatch):
@@ -256,7 +245,7 @@ SPAWN = textwrap.dedent("""
     sys.path.insert(0, sys.argv[3])
     from test_comparison_faults import *
     data = SegDataset.from_folders(sys.argv[1] + '/d/images', sys.argv[1] + '/d/masks', LABELS)
-    print(len(evaluate(model(1), data, workers=2)))
+    print(len(evaluate(model(1), data, workers=1)))
 """)
 
 @pytest.mark.parametrize('method', ['spawn', 'forkserver'] if LONG else ['spawn'])

@@ -70,7 +70,7 @@ MUTANTS = {
         "    if lost: raise mistake('masks'": "    if False: raise mistake('masks'",
         "counts = class_counts(ds)[:-1] if": "counts = class_counts(ds)[1:] if"})],
 'packed': [
-    ('test_dataset', {
+    ('test_packed', {
         "if any(old.get(k) != new[k] for k in ('rows', 'size_hw', 'index')): return 'the folder was prepared anew'": "pass",
         "    if len(masks) != len(stems): return": "    if False: return"})],
 'bulk': [

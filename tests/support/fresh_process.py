@@ -15,7 +15,7 @@ import cloudpickle
 def _server():
     "Start it with the folder of the tests on its path: before Python 3.14 it forgets ours, and would import nothing beforehand."
     context, here = multiprocessing.get_context('forkserver'), [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')]
-    context.set_forkserver_preload(['test_train_resume'])
+    context.set_forkserver_preload(['test_train_resume', 'test_comparison'])
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, here))): forkserver.ensure_running()
     return context
 
