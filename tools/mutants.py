@@ -56,6 +56,62 @@ MUTANTS = {
         "    if total > 8*MAX_CROSSINGS: raise": "    if False: raise",
         "np.trunc(5*np.clip": "np.floor(5*np.clip",
         "    mask = np.full(size_hw, IGNORE, np.uint8)": "    mask = np.zeros(size_hw, np.uint8)"})],
+'coco': [
+    ('test_coco_cases', {
+        "'few_points' if len(r) < 6": "'few_points' if len(r) < 4",
+        "    if not all(abs(x) < 1e308 for x in r)": "    if False",
+        "    if (c > h*w).any() or c.sum() != h*w:": "    if False:",
+        "    if not (_is_numbers(size) and list(size) == [h, w]):": "    if False:",
+        "    if not len(runs.part) and outside: raise": "    if False: raise",
+        "    return bool(((xy >= -limit) & (xy <= 2*limit)).all())": "    return True"})],
+'paint': [
+    ('test_paint', {
+        "key=lambda j: (-area[j], ": "key=lambda j: (area[j], "}),
+    ('test_coco_cases', {
+        "    if 'same' in notes: return Ruling": "    if False: return Ruling",
+        "    if ann.iscrowd and rules.crowd == 'drop'": "    if False and rules.crowd == 'drop'",
+        "    if not (turned if turn else fits):": "    if False:",
+        "        if v.fate == 'lost':": "        if False:"})],
+'photos': [
+    ('test_coco_cases', {
+        "            if out.setdefault(cat['id'], cat)['name'] != cat['name']:": "            if False:"}),
+    ('test_masks', {
+        "        if len(chosen) > 254: chosen": "        if len(chosen) > 255: chosen"})],
+'groups': [
+    ('test_groups', {
+        " if b - a >= least]": "]",
+        "if two and np.median(own) >": "if np.median(own) >"})],
+'labels': [
+    ('test_labels', {
+        "    if good.all() and x.size: return": "    if good.all(): return",
+        "    if not fit.all(): raise _bad_batch": "    if False: raise _bad_batch",
+        "    if not strange.any(): return None": "    return None",
+        "            if e.cause != 'all_ignored': raise": "            if False: raise",
+        "        if fault: raise LabelError(f": "        if False: raise LabelError(f"})],
+'metrics': [
+    ('test_metrics', {
+        "        if ignore_index < K: out[ignore_index] = 0": "        pass",
+        "    return band & ~ignored": "    return band",
+        "count(p[bp]) + count(t[bt]) - both": "count(p[bp]) + count(t[bt])",
+        "    if out[K+1].any():": "    if False:",
+        "    if out[:K, K].any():": "    if False:"})],
+'tiles': [
+    ('test_tiles', {
+        "(w/total[a:b])": "w",
+        "    if length <= tile: return": "    if length < tile: return",
+        "2*divisor <= tile <= 16384 or tile % divisor:": "2*divisor <= tile <= 16384:"})],
+'answers': [
+    ('test_comparison', {
+        "        if e.digest != first.digest:": "        if False:",
+        "        if e.label_space.names != first.label_space.names:": "        if False:",
+        "    if lost: raise _no_counterpart": "    if False: raise _no_counterpart"}),
+    ('test_comparison_faults', {
+        "    if there and _MARK not in there:": "    if False:"})],
+'share': [
+    ('test_share', {
+        "        if got.shape != want.shape: raise": "        if False: raise",
+        "        if path.is_symlink(): raise": "        if False: raise",
+        "    if not get_token(): raise": "    if False: raise"})],
 'dataset': [
     ('test_dataset', {
         "round(w/zoom[0]), fill_mask=IGNORE)": "round(w/zoom[0]))",
