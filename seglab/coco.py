@@ -8,9 +8,10 @@ __all__ = ['CODES', 'Annotation', 'ImageRecord', 'as_id', 'id_number', 'read_ann
            'mark_twins', 'noted', 'orphan_verdict']
 
 # %% ../nbs/lib/13_coco.ipynb #7eea0458
-import gzip, hashlib, json, math, os, re, zlib
+import gzip, hashlib, json, math, os, re, warnings, zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -140,12 +141,13 @@ def _parse_int(s): return int(s) if len(s) < 300 else math.inf
 
 def _loads(data, name):
     "JSON -> Python values by Python's own parser, which takes NaN and Infinity; what is hopeless is one UserError."
-    def parse(text): return json.loads(text, parse_int=_parse_int)
-    data = bytes(data)
+    data, parse = bytes(data), partial(json.loads, parse_int=_parse_int)
     try:
         try: return parse(data)
         except RecursionError: return parse(_cut_deep(data).decode('utf-8', 'replace'))
-        except UnicodeDecodeError: return parse(data.decode('utf-8', 'replace'))
+        except UnicodeDecodeError:
+            warnings.warn('the annotation file is not UTF-8; its text is read as Windows-1252')
+            return parse(data.decode('cp1252', 'replace'))
     except (ValueError, RecursionError) as e:
         raise mistake('annotations', name, _COCO_FILE, got=f'a file that is not JSON ({str(e)[:100]})') from None
 
@@ -164,8 +166,8 @@ class CocoFile:
         self.images, self.annotations, self.categories, self.name = images, annotations, categories, name
         self.digest, self.panoptic, self.data = digest, panoptic or {}, data
     def __repr__(self):
-        n = [f'{len(getattr(self, k)):,} {k}' for k in ('images', 'annotations', 'categories')]
-        return f'{self.name}: {", ".join(n)}'
+        return f'{self.name}: {len(self.images):,} images, {len(self.annotations):,} annotations, ' \
+               f'{len(self.categories):,} categories'
     def values(self,
         key:str,              # a key that our structs do not read, such as 'video_id'
         records:str='images', # 'images' | 'annotations'
@@ -272,7 +274,7 @@ def read_json_bytes(
     if path.is_dir():
         some = sorted(path.glob('*.json')) or sorted(path.glob('*.*'))
         for one in some[(len(some) - 1)//2:][:1]: read_coco(one)           # says what else it is; not classes.txt
-        got = 'a folder' + ''.join(f' that holds {p.name!r}' for p in some[:1])
+        got = f'a folder that holds {some[0].name!r}' if some else 'a folder'
         raise mistake('annotations', path.name, _COCO_FILE, 'Give the file in it.', got)
     if not path.is_file():
         raise FileNotFoundError(f'There is no annotation file {as_text(path.name)!r}: give the path of {_COCO_FILE}')
@@ -551,8 +553,7 @@ def orphan_verdict(
     name:str,     # its file, for the sentence
 )->Ruling: # dropped, and why
     "The verdict on an annotation that belongs to no photo."
-    notes = a.note.split()
-    if 'not_object' in notes: return Ruling('dropped', 'not_object', 'it is no JSON object')
+    if 'not_object' in a.note: return Ruling('dropped', 'not_object', 'it is no JSON object')
     if a.image_id is None:
-        return Ruling('dropped', 'id_type' if 'bad_image_id' in notes else 'missing_key', 'no usable image_id')
+        return Ruling('dropped', 'id_type' if 'bad_image_id' in a.note else 'missing_key', 'no usable image_id')
     return Ruling('dropped', 'unknown_image', f'image id {as_text(a.image_id)[:40]} is not in {name}')

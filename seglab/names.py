@@ -106,7 +106,8 @@ def _check_link(root, path, name):
 # %% ../nbs/lib/11_names.ipynb #a9405682
 def _below(root, name):
     "A name as a path below root with `/`; None where it leads out of it."
-    if re.match('[A-Za-z]:', name) and os.name != 'nt': return None
+    drive = re.match('[A-Za-z]:', name) and os.name != 'nt'
+    if drive and not os.path.lexists(os.path.join(root, name)): return None
     near, real = os.path.abspath(root), os.path.realpath(root)
     full = os.path.normpath(os.path.join(near, name))
     for path, base in ((full, near), (full, real), (os.path.realpath(full), real)):
@@ -150,6 +151,7 @@ def _look_through(root):
     for at, folders, names in os.walk(root):
         date = os.stat(at).st_mtime_ns
         tree.dates[at] = date if now - date > 10**8 else None              # it may change again within one tick
+        if at != root and 'prepare.json' in names: folders[:], names = [], []                 # a prepared folder
         folders[:] = [f for f in folders if f[0] != '.']
         if (n := n + len(names)) > _MOST_FILES: return _Tree({}, {}, {})
         for name in names:
@@ -225,7 +227,7 @@ def find_photo(
     folder = os.path.basename(os.path.abspath(root))
     raise BadImage('image_missing', f'file_name {name!r}: there is no such file in {folder!r}')
 
-# %% ../nbs/lib/11_names.ipynb #7e3e2227
+# %% ../nbs/lib/11_names.ipynb #47be677d
 _MAGIC = (   # how a file begins, what to do, what it is
     (rb'PK\x03\x04|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|\x1f\x8b', 'Unpack it, and give the JSON file inside.',
      'a zip or another archive'),
@@ -262,7 +264,7 @@ _KINDS = (   # keys of the file, of its first record or of its first value
      'a record for each photo without categories, as SA-1B has'),
     ('items', 'Convert it: datum convert -f coco_instances.', "Datumaro's own format"))
 
-# %% ../nbs/lib/11_names.ipynb #a7378607
+# %% ../nbs/lib/11_names.ipynb #e0db8655
 def file_kind(
     start:bytes, # the first bytes of a file, without white space and a mark in front
 )->list|None: # what to do, and what it is

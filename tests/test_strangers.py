@@ -1,5 +1,5 @@
 """Files and calls as strangers bring them: what other tools write, and what else decides a training. Each row says what is right."""
-import gzip, json, subprocess, sys
+import gzip, json, os, subprocess, sys, warnings
 from pathlib import Path
 
 import numpy as np, pytest
@@ -167,9 +167,29 @@ def test_a_folder_with_the_annotation_file(tmp_path):
     (tmp_path/'0.json').rename(tmp_path/'train'/'_annotations.coco.json')
     with pytest.raises(UserError, match="a folder that holds '_annotations.coco.json'"): prepare(tmp_path/'train', tmp_path/'img', tmp_path/'out')
 
-PHOTOS = {b'': 'it is empty', b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n': 'run `git lfs pull`', b'\n<!DOCTYPE html><html>404': 'XML or HTML', b'PK\3\4': 'not a picture of a known kind'}
+def test_text_of_another_alphabet_is_read_and_said(tmp_path):
+    "A file that Windows' own encoding wrote: names of classes and photos are what they were."
+    text = json.dumps(coco(names=['ä€.png'], cats=[dict(id=1, name='Fußball')]), ensure_ascii=False)
+    with pytest.warns(UserWarning, match='not UTF-8'): p = run(tmp_path, text.encode('cp1252'), ['ä€.png'])
+    assert p.classes[0]['name'] == 'Fußball' and p.index.file_name.tolist() == ['ä€.png']
+    with warnings.catch_warnings(action='error'): assert run(tmp_path, text.encode(), ['ä€.png'], out='utf8').classes == p.classes
 
-@pytest.mark.parametrize('data', PHOTOS, ids=['empty', 'lfs', 'html', 'zip'])
+def test_out_inside_the_photos(tmp_path):
+    "What we wrote is no photo that a name can mean, in the next run either."
+    c = coco(names=['old/a.png'])
+    for out in ('img/out', 'img/out', 'img/more'): assert run(tmp_path, c, out=out).index.file_name.tolist() == ['old/a.png']
+
+def test_arrays_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    "Their length is there from the beginning, so that a power cut would leave masks of background."
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, 'fsync', lambda fd: (fsync(fd), done.append('flushed')))
+    monkeypatch.setattr(os, 'replace', lambda a, b: (replace(a, b), done.append(Path(b).name)))
+    run(tmp_path, coco(), pack=True, size_hw=32)
+    assert [d for d in done if d == 'flushed' or d.endswith('npy')] == ['flushed', 'images.npy', 'flushed', 'masks.npy']
+
+PHOTOS = {b'': 'it is empty', b'\0\0\0\x20ftypisom': 'a video', b'\0\0\0\x18ftypheic': 'HEIC; save it as JPEG', b'%PDF-1.4': 'a PDF', b'\0'*128 + b'DICM': 'DICOM', b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n': 'run `git lfs pull`', b'\n<!DOCTYPE html><html>404': 'XML or HTML', b'PK\3\4': 'not a picture of a known kind'}
+
+@pytest.mark.parametrize('data', PHOTOS, ids=['empty', 'video', 'heic', 'pdf', 'dicom', 'lfs', 'html', 'zip'])
 def test_photos_that_are_none(tmp_path, data):
     (tmp_path/'img').mkdir()
     (tmp_path/'img'/'b.jpg').write_bytes(data)
