@@ -171,6 +171,7 @@ def _close_parts(out, n, rows, size_hw):
     "Give the arrays their names, without the rows of photos that failed."
     for name, shape in (('images', (*size_hw, 3)), ('masks', size_hw)):
         part, size = out/f'.{name}.npy.part', math.prod(shape)
+        with open(part, 'rb+') as f: os.fsync(f.fileno())                  # its length was there before its rows
         if len(rows) == n: os.replace(part, out/f'{name}.npy'); continue
         with open(part, 'rb') as source, growing(out/f'{name}.npy') as target:
             target.write(_npy_header((len(rows), *shape)))

@@ -8,9 +8,10 @@ __all__ = ['CODES', 'Annotation', 'ImageRecord', 'as_id', 'id_number', 'read_ann
            'mark_twins', 'noted', 'orphan_verdict']
 
 # %% ../nbs/lib/13_coco.ipynb #7eea0458
-import gzip, hashlib, json, math, os, re, zlib
+import gzip, hashlib, json, math, os, re, warnings, zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -21,6 +22,7 @@ import numpy as np
 
 # %% ../nbs/lib/13_coco.ipynb #a838d6cc
 from .files import as_text, file_name, mistake
+from .names import file_kind, json_kind
 from .raster import (
     BadAnnotation, MAX_CROSSINGS, Runs, counts_to_runs, decode_counts, rings_to_runs, union_of_runs)
 
@@ -139,12 +141,13 @@ def _parse_int(s): return int(s) if len(s) < 300 else math.inf
 
 def _loads(data, name):
     "JSON -> Python values by Python's own parser, which takes NaN and Infinity; what is hopeless is one UserError."
-    def parse(text): return json.loads(text, parse_int=_parse_int)
-    data = bytes(data)
+    data, parse = bytes(data), partial(json.loads, parse_int=_parse_int)
     try:
         try: return parse(data)
         except RecursionError: return parse(_cut_deep(data).decode('utf-8', 'replace'))
-        except UnicodeDecodeError: return parse(data.decode('utf-8', 'replace'))
+        except UnicodeDecodeError:
+            warnings.warn('the annotation file is not UTF-8; its text is read as Windows-1252')
+            return parse(data.decode('cp1252', 'replace'))
     except (ValueError, RecursionError) as e:
         raise mistake('annotations', name, _COCO_FILE, got=f'a file that is not JSON ({str(e)[:100]})') from None
 
@@ -163,8 +166,8 @@ class CocoFile:
         self.images, self.annotations, self.categories, self.name = images, annotations, categories, name
         self.digest, self.panoptic, self.data = digest, panoptic or {}, data
     def __repr__(self):
-        n = [f'{len(getattr(self, k)):,} {k}' for k in ('images', 'annotations', 'categories')]
-        return f'{self.name}: {", ".join(n)}'
+        return f'{self.name}: {len(self.images):,} images, {len(self.annotations):,} annotations, ' \
+               f'{len(self.categories):,} categories'
     def values(self,
         key:str,              # a key that our structs do not read, such as 'video_id'
         records:str='images', # 'images' | 'annotations'
@@ -207,41 +210,29 @@ class _RawCoco(msgspec.Struct):
     annotations: list[msgspec.Raw]
     categories: msgspec.Raw = msgspec.Raw(b'[]')
 
-# %% ../nbs/lib/13_coco.ipynb #94ae9dbb
-_MAGIC = ((b'PK\3\4', 'a zip archive', 'Unpack it, and give the JSON file inside.'),
-          (b'version https://git-lfs', 'a Git LFS pointer, not the file itself', 'Fetch the file with `git lfs pull`.'),
-          (b'<', 'XML or HTML', 'Export as COCO JSON, or download the file again.'))
-_KINDS = (('videos', 'a YouTube-VIS file', 'Convert each frame into an image record.'),
-          ('features', 'GeoJSON', 'Convert it to COCO first.'),
-          ('shapes', "labelme's own format", 'Convert the folder with labelme2coco.'),
-          ('_via_img_metadata', "VIA's own format", 'Export as COCO from VIA.'),
-          ('image', "an SA-1B file, which describes one photo without categories",
-           'Merge the files into one COCO file, with categories.'),
-          ('items', "Datumaro's own format", 'Convert it: datum convert -f coco_instances.'))
-
 # %% ../nbs/lib/13_coco.ipynb #77bb3717
 def _check_coco(d, name):
     "Is this parsed JSON a COCO file?"
-    if isinstance(d, list):
-        results = d and all(isinstance(r, dict) and 'image_id' in r and 'annotations' not in r for r in d[:9])
-        raise mistake('annotations', name, _COCO_FILE,
-                      'Give the file that lists the photos as images_from (--images-from).' if results else '',
-                      "a list of results, which names no photos and no categories" if results else 'JSON whose '
-                      'outermost value is a list')
-    if not isinstance(d, dict):
-        raise mistake('annotations', name, _COCO_FILE, got=f'JSON whose outermost value is a {type(d).__name__}')
-    for key in ('images', 'annotations'):
-        if isinstance(d.get(key), list): continue
-        for k, what, todo in _KINDS:
-            if k in d: raise mistake('annotations', name, _COCO_FILE, todo, what)
-        if key in d:
-            raise mistake('annotations', name, _COCO_FILE, 'Write its records as a list, [...].',
-                          ('null' if d[key] is None else f'an object ({type(d[key]).__name__})') + f' under {key!r}')
-        raise mistake('annotations', name, _COCO_FILE,
-                got=f'JSON that has no list {key!r}, only '
-                    f'{", ".join(repr(as_text(k[:30])) for k in list(d)[:8]) or "nothing"}')
+    whole = isinstance(d, dict)
+    lost = [k for k in ('images', 'annotations') if not (whole and isinstance(d.get(k), list))]
+    if not lost: return
+    todo, got = '', f'JSON whose outermost value is a {type(d).__name__}'
+    heads = d[:9] if isinstance(d, list) else []
+    if heads and all(isinstance(r, dict) and 'image_id' in r and 'annotations' not in r for r in heads):
+        todo = 'Give the file that lists the photos as images_from (--images-from).'
+        got = 'a list of results, which names no photos and no categories'
+    elif whole and lost[0] in d:
+        kind = 'null' if d[lost[0]] is None else f'an object ({type(d[lost[0]]).__name__})'
+        todo, got = 'Write its records as a list, [...].', f'{kind} under {lost[0]!r}'
+    elif kind := json_kind(d): todo, got = kind
+    elif whole:
+        keys = ', '.join(repr(as_text(k[:30])) for k in list(d)[:8]) or 'nothing'
+        got = f'JSON that has no list {lost[0]!r}, only {keys}'
+    raise mistake('annotations', name, _COCO_FILE, todo, got)
 
 # %% ../nbs/lib/13_coco.ipynb #88827da9
+_json_lines = re.compile(rb'\s*(\{.*\})\s*\n\s*\{').match
+
 def _parse(data, name):
     "JSON bytes -> (images, annotations, categories), by the fastest way that can read it."
     try:
@@ -250,11 +241,13 @@ def _parse(data, name):
     except (msgspec.DecodeError, RecursionError, UnicodeError): pass
     try:
         d = msgspec.json.decode(data, type=_RawCoco)
-        return _loose(d.images, ImageRecord, _loose_img), _loose(d.annotations, Annotation,
-                                                                 read_annotation), _loads(d.categories, name)
+        anns = _loose(d.annotations, Annotation, read_annotation)
+        return _loose(d.images, ImageRecord, _loose_img), anns, _loads(d.categories, name)
     except (msgspec.DecodeError, RecursionError, UnicodeError): pass
-    d = _loads(data, name)
-    _check_coco(d, name)
+    if lines := _json_lines(data):
+        kind = json_kind(_loads(lines[1], name)) or ('Write them into one COCO file.', 'JSON Lines, one record a line')
+        raise mistake('annotations', name, _COCO_FILE, *kind)
+    _check_coco(d := _loads(data, name), name)
     return [_loose_img(i) for i in d['images']], [read_annotation(a) for a in d['annotations']], d.get('categories', [])
 
 # %% ../nbs/lib/13_coco.ipynb #aede12bb
@@ -266,11 +259,11 @@ def _expand(path, most):
             while part := f.read(2**24):
                 parts.append(part)
                 if (n := n + len(part)) > most:
-                    raise mistake('annotations', path.name, _COCO_FILE,
-                                  got=f'a gz file that expands to more than {most:,} bytes')
+                    got = f'a gz file that expands to more than {most:,} bytes'
+                    raise mistake('annotations', path.name, _COCO_FILE, got=got)
     except (OSError, EOFError, zlib.error) as e:
-        raise mistake('annotations', path.name, _COCO_FILE, 'Download it again.',
-                      f'a damaged gz file ({as_text(e)})') from None
+        got = f'a damaged gz file ({as_text(e)})'
+        raise mistake('annotations', path.name, _COCO_FILE, 'Download it again.', got) from None
     return b''.join(parts)
 
 def read_json_bytes(
@@ -278,13 +271,17 @@ def read_json_bytes(
 )->bytes: # the JSON
     "The bytes of an annotation file, or one sentence that says what it is instead."
     path = Path(path)
+    if path.is_dir():
+        some = sorted(path.glob('*.json')) or sorted(path.glob('*.*'))
+        for one in some[(len(some) - 1)//2:][:1]: read_coco(one)           # says what else it is; not classes.txt
+        got = f'a folder that holds {some[0].name!r}' if some else 'a folder'
+        raise mistake('annotations', path.name, _COCO_FILE, 'Give the file in it.', got)
     if not path.is_file():
         raise FileNotFoundError(f'There is no annotation file {as_text(path.name)!r}: give the path of {_COCO_FILE}')
     data = path.read_bytes()
     if data[:2] == b'\x1f\x8b': data = _expand(path, max(2**26, 100*len(data)))
-    start = data[:64].lstrip(b'\xef\xbb\xbf \t\r\n')
-    for magic, what, todo in _MAGIC:
-        if start.startswith(magic): raise mistake('annotations', path.name, _COCO_FILE, todo, what)
+    start = data[:200].lstrip(b'\xef\xbb\xbf \t\r\n')
+    if kind := file_kind(start): raise mistake('annotations', path.name, _COCO_FILE, *kind)
     kind = json.detect_encoding(data)                                      # some tools write a mark in front, or UTF-16
     return data if kind == 'utf-8' else data.decode(kind, 'replace').encode()
 
@@ -296,8 +293,8 @@ def parse_coco(
 )->CocoFile: # images, categories, and annotations whose segmentations are raw
     "The records of an annotation file, whatever is in it."
     images, anns, categories = _parse(data, name)
-    return CocoFile(images, anns, _categories(categories, name), name,
-                    hashlib.sha256(data).hexdigest() if digest else '', data=data)
+    digest = hashlib.sha256(data).hexdigest() if digest else ''
+    return CocoFile(images, anns, _categories(categories, name), name, digest, data=data)
 
 def read_coco(
     annotations:str|os.PathLike, # a COCO annotation file, also gzipped
@@ -314,6 +311,7 @@ CODES = dict(
     unknown_category='no category has this category_id', not_kept='its category is not among those to keep',
     crowd="it is a crowd, and crowd='drop'", missing_segmentation='there is no segmentation',
     bbox_only='there is a box and no outline', not_json='the segmentation cannot be parsed',
+    segmentation_text='the segmentation is text that holds JSON, as a table (CSV) leaves it',
     empty_segmentation='the segmentation is an empty list', flat_polygon='one ring without the list around it',
     point_pairs='[x, y] pairs instead of a flat list', nested='a level of lists too many',
     rings_or_holes='one ring of pairs inside another: a hole, or a second ', empty_ring='a ring without numbers',
@@ -347,8 +345,8 @@ def _rings(seg):
     if _is_pairs(seg): return [list(chain(*seg))], ['point_pairs']
     rings, codes, pairs = [], [], []
     for r in seg:
-        inner = [r] if _is_pairs(r) else r if isinstance(r,
-                                                         list) and r and all(isinstance(p, list) for p in r) else None
+        lists = isinstance(r, list) and r and all(isinstance(p, list) for p in r)
+        inner = [r] if _is_pairs(r) else r if lists else None
         if inner is None: rings.append(r); continue
         pairs += [p for p in inner if _is_pairs(p)]
         rings += [list(chain(*p)) if _is_pairs(p) else p for p in inner]
@@ -379,8 +377,7 @@ def _rle(seg, h, w):
     if not (_is_numbers(size) and list(size) == [h, w]):
         raise BadAnnotation('rle_size', f'size {as_text(size)[:40]}, the photo has [{h}, {w}]')
     if isinstance(counts, (str, list)) and len(counts) > 2*(h*w + 1)*(7 if isinstance(counts, str) else 1):
-        raise BadAnnotation('rle_sum',
-                            f'{len(counts):,} counts or letters are more than a photo of {h*w:,} pixels can have')
+        raise BadAnnotation('rle_sum', f'{len(counts):,} counts or letters are more than {h*w:,} pixels can have')
     floats = [x for x in counts if type(x) is float] if _is_numbers(counts) else []
     whole = isinstance(counts, str) or _is_numbers(counts) and -2**53 < min(counts, default=0) <= max(counts,
             default=0) < 2**53 and all(x.is_integer() for x in floats)
@@ -394,7 +391,7 @@ def _rle(seg, h, w):
     return c, ['rle_float_counts'] if floats else []
 
 # %% ../nbs/lib/13_coco.ipynb #0dfa5c3a
-def _judge_polygon(seg, h, w):
+def _judge_polygon(seg, h, w, text):
     "A JSON list as polygons -> (runs, codes of repairs), or BadAnnotation."
     rings, codes = _rings(seg)
     faults = [_fault(r) for r in rings]
@@ -411,26 +408,32 @@ def _judge_polygon(seg, h, w):
     if not len(runs.part) and outside: raise BadAnnotation('outside', 'wholly outside the photo')
     if not len(runs.part): raise BadAnnotation('zero_area', 'it covers no pixel')
     runs = runs._replace(part=np.zeros_like(runs.part))
-    return union_of_runs(runs, h, w) if len(good) > 1 else runs, codes + faults + ['far_outside']*bool(far)
+    return union_of_runs(runs, h, w) if len(good) > 1 else runs, text + codes + faults + ['far_outside']*bool(far)
 
 # %% ../nbs/lib/13_coco.ipynb #e75b46d7
+def _outline(raw):
+    "A segmentation as JSON -> Python values, or BadAnnotation."
+    try: return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        try: return _loads(raw, 'the segmentation')
+        except ValueError: raise BadAnnotation('not_json', 'the segmentation cannot be read') from None
+
 def _judge(ann, h, w):
     "The segmentation of one annotation on a photo of h×w -> (runs, codes of repairs), or BadAnnotation."
     raw = bytes(ann.segmentation)
-    if raw in (b'', b'null'):
+    if raw in (b'', b'null', b'""'):
         if bytes(ann.bbox) in (b'', b'null', b'[]'): raise BadAnnotation('missing_segmentation', 'no segmentation')
         raise BadAnnotation('bbox_only', 'a box is no mask')
-    try: seg = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        try: seg = _loads(raw, 'the segmentation')
-        except ValueError: raise BadAnnotation('not_json', 'the segmentation cannot be read') from None
+    seg, text = _outline(raw), []
+    if isinstance(seg, str): seg, text = _outline(seg.encode('utf-8', 'replace')), ['segmentation_text']
     parts = seg if isinstance(seg, list) and seg and {*map(type, seg)} == {dict} else [seg]
-    if isinstance(parts[0], list): return _judge_polygon(seg, h, w)
+    if isinstance(parts[0], list): return _judge_polygon(seg, h, w, text)
     if not isinstance(seg, (dict, list)): raise BadAnnotation('missing_segmentation', f'it is a {type(seg).__name__}')
     counts, codes = zip(*(_rle(p, h, w) for p in parts))
     runs = Runs(*map(np.concatenate, zip(*(counts_to_runs(c, h) for c in counts))))
     if not len(runs.part): raise BadAnnotation('zero_area', 'its RLE holds no pixel')
-    return (union_of_runs(runs, h, w), ['nested', *chain(*codes)]) if parts is seg else (runs, codes[0])
+    if parts is not seg: return runs, text + codes[0]
+    return union_of_runs(runs, h, w), [*text, 'nested', *chain(*codes)]
 
 # %% ../nbs/lib/13_coco.ipynb #9994de0d
 def judge_annotation(
@@ -440,8 +443,8 @@ def judge_annotation(
     "Is the outline of an annotation used, repaired or dropped, and why?"
     try: runs, codes = _judge(ann, *hw)
     except BadAnnotation as e: return Ruling('dropped', e.code, e.detail)
-    return Ruling('repaired', codes[0], ', '.join(dict.fromkeys(codes)), runs=runs) if codes else Ruling('used',
-                                                                                                           runs=runs)
+    if not codes: return Ruling('used', runs=runs)
+    return Ruling('repaired', codes[0], ', '.join(dict.fromkeys(codes)), runs=runs)
 
 # %% ../nbs/lib/13_coco.ipynb #2a205b2b
 _POLYGONS = msgspec.json.Decoder(list[list[list[float]]])
@@ -550,8 +553,7 @@ def orphan_verdict(
     name:str,     # its file, for the sentence
 )->Ruling: # dropped, and why
     "The verdict on an annotation that belongs to no photo."
-    notes = a.note.split()
-    if 'not_object' in notes: return Ruling('dropped', 'not_object', 'it is no JSON object')
+    if 'not_object' in a.note: return Ruling('dropped', 'not_object', 'it is no JSON object')
     if a.image_id is None:
-        return Ruling('dropped', 'id_type' if 'bad_image_id' in notes else 'missing_key', 'no usable image_id')
+        return Ruling('dropped', 'id_type' if 'bad_image_id' in a.note else 'missing_key', 'no usable image_id')
     return Ruling('dropped', 'unknown_image', f'image id {as_text(a.image_id)[:40]} is not in {name}')

@@ -134,15 +134,18 @@ def _one_sentence(name, max_pixels, data):
         text = f'{name} declares far more pixels than max_pixels={max_pixels:,}, which is safe to decode'
         raise BadImage('image_too_large', text) from None
     except _NOT_A_PICTURE as e:
-        unknown = 'cannot identify' in str(e)
-        text = _bands(data) or 'not a picture of a known kind' if unknown else one_line(e, 90) or type(e).__name__
-        raise BadImage('image_unreadable', f'{name} cannot be read as an image: {text}') from None
+        raise BadImage('image_unreadable', f'{name} cannot be read as an image: {_why(e, data)}') from None
 
 # %% ../nbs/lib/11_images.ipynb #60e548d4
-def _bands(data):
-    "What a file is that PIL does not know: no picture, or a TIFF of odd channels; empty for other files."
-    if odd := re.match(rb'(version https://git-lfs)|\s*(<)|\s*$', data):
-        return 'it is ' + ('a Git LFS pointer; run `git lfs pull`' if odd[1] else 'XML or HTML' if odd[2] else 'empty')
+_ODD = {rb'version https://git-lfs': 'a Git LFS pointer; run `git lfs pull`', rb'\s*<': 'XML or HTML',
+        rb'\s*$': 'empty', rb'%PDF': 'a PDF', rb'(?s).{128}DICM': 'DICOM; save it as PNG',
+        rb'(?s).{4}ftyp(he|mif|msf)': 'HEIC; save it as JPEG',
+        rb'(?s).{4}ftyp|RIFF.{4}AVI|\x1aE\xdf\xa3': 'a video; save its frames as pictures'}
+
+def _why(e, data):
+    "What is wrong with a file that PIL did not take: no picture, a TIFF of odd channels, or what PIL says."
+    if 'cannot identify' not in str(e): return one_line(e, 90) or type(e).__name__
+    if odd := next((what for start, what in _ODD.items() if re.match(start, data)), ''): return f'it is {odd}'
     with contextlib.suppress(*_NOT_A_PICTURE), _quiet:
         from PIL.TiffImagePlugin import ImageFileDirectory_v2
         if data[:4] in (b'II*\0', b'MM\0*'):
@@ -151,13 +154,11 @@ def _bands(data):
             tags.load(file)
             n, bits = tags.get(277, 1), tags.get(258, (1,))
             return f'a TIFF of {n} channels of {bits[0]} bits; a photo has 1, 3 or 4: save the ones you want as RGB'
-    return ''
+    return 'not a picture of a known kind'
 
 # %% ../nbs/lib/11_images.ipynb #7458ebe3
-def _turned(
-    a, # (H,W,C), as stored
-    orientation, # 1 to 8, as EXIF numbers them
-): # the picture the right way up
+def _turned(a, orientation):
+    "A stored picture (H,W,C) the right way up; orientation: 1 to 8, as EXIF numbers them."
     if orientation in (5, 6, 7, 8): a = a.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7): a = a[:, ::-1]
     if orientation in (3, 4, 7, 8): a = a[::-1]
@@ -220,8 +221,7 @@ def image_header(
         stack.enter_context(_one_sentence(name, MAX_PIXELS, photo if whole else head))
         stack.enter_context(_quiet)
         im = _pil_open(io.BytesIO(photo) if whole else _rewound(stack, fd), name, 2**62)
-        depth, (w, h) = _depth(im), im.size
-        o = _orientation(im, photo if whole else b'')
+        depth, (w, h), o = _depth(im), im.size, _orientation(im, photo if whole else b'')
         return ImageHeader(*((w, h) if im.format == 'TIFF' and o > 4 else (h, w)), o, *depth)
 
 def image_orientation(
@@ -318,9 +318,10 @@ def decode_image(
 def read_image(
     path:str|os.PathLike,      # JPEG, PNG, BMP, GIF, TIFF, WebP, …
     max_pixels:int=MAX_PIXELS, # refuse a larger picture
-)->np.ndarray: # (H,W,3) uint8 RGB, the stored pixels: EXIF orientation is not applied
+    turn:bool=False,           # as its EXIF note says? else the pixels come as they are stored
+)->np.ndarray: # (H,W,3) uint8 RGB
     "Read any common picture as RGB, or say in a sentence why not."
-    return decode_image(read_image_bytes(path), os.path.basename(path), max_pixels=max_pixels)[0]
+    return decode_image(read_image_bytes(path), os.path.basename(path), turn=turn, max_pixels=max_pixels)[0]
 
 # %% ../nbs/lib/11_images.ipynb #f951f22b
 def check_size(
@@ -521,7 +522,7 @@ def _read_odd_mask(name, raw):
         most = f'at most {MAX_PIXELS:,} pixels, which are safe to decode'
         raise mistake('mask', name, most, 'Write it again.', 'a header that declares more') from None
     except _NOT_A_PICTURE as e:
-        broken = f'a file that cannot be read ({one_line(e, 80)})'
+        broken = f'a file that cannot be read ({_why(e, raw)})'
         raise mistake('mask', name, 'a picture', 'Write it again.', broken) from None
     if kind in ('JPEG', 'MPO'):
         raise _mask_error(name, 'a PNG', 'Save masks as PNG.', 'a JPEG, which smears ids along every edge', 'jpeg_mask')

@@ -276,7 +276,7 @@ def predict_blocks(self:Segmenter,
 # %% ../nbs/lib/20_model.ipynb #2e6781ef
 def _to_chw(image):
     "(3,H,W) tensor, uint8 or float 0…1, from a path, PIL image, array or tensor."
-    if isinstance(image, (str, os.PathLike)): image = read_image(image)
+    if isinstance(image, (str, os.PathLike)): image = read_image(image, turn=True)
     if hasattr(image, 'convert') and image.mode[0] not in 'IF': image = image.convert('RGB')   # PIL; not I and F
     x = image if isinstance(image, torch.Tensor) else _from_array(np.asarray(image))
     if x is not None and x.ndim == 2: x = x[None]

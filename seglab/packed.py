@@ -37,6 +37,8 @@ def read_prepared(
     if not {'stem', 'split'} <= {*index.columns}:
         got = ', '.join(map(str, index.columns))[:200]
         raise mistake('index.csv', got, 'at least the columns stem and split', again)
+    twice = index['stem'][index['stem'].duplicated()].tolist()
+    if twice: raise mistake('index.csv', twice[0], 'one row for each photo', 'Take the others away.', 'several rows')
     read_json(path/'classes.json', _Classes, again)                        # each has a number and a name
     return index, read_json(path/'classes.json')['categories']
 

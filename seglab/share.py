@@ -22,7 +22,7 @@ import torch
 
 # %% ../nbs/lib/33_share.ipynb #e945d34a
 from .files import (
-    as_text, disk_errors, md, mistake, new_folder, progress_bar, read_json, to_json, unique_names,
+    UserError, as_text, disk_errors, md, mistake, new_folder, progress_bar, read_json, to_json, unique_names,
     versions, write_atomic, write_csv, write_json)
 from .images import encode_image, encode_mask, read_image
 from .names import find_images
@@ -458,11 +458,10 @@ class Predictions:
     @property
     def complaint(self)->str: # empty when there is nothing to complain about
         "One sentence about the photos that could not be done."
-        if not self.failed: return ''
         names = [f'{as_text(p)} ({why})' for p, why in list(self.failed.items())[:10]]
         more = f' and {len(self.failed) - 10} more (see index.csv)' if len(self.failed) > 10 else ''
-        return (f'{len(self.failed)} of {len(self.failed) + len(self.done)} images could not be done: '
-                f'{"; ".join(names)}{more}; the other {len(self.done)} are in {as_text(self.path)}')
+        n, m, rest = len(self.failed), len(self.done), f'; the other {len(self.done)} are in {as_text(self.path)}'
+        return f'{n} of {n + m} images could not be done: {"; ".join(names)}{more}{rest*bool(m)}' if n else ''
     def __str__(self):
         cost = '' if self.polygon_iou is None else f'; polygons have a mean IoU of {self.polygon_iou:.3f} with them'
         return f"{len(self.done)} mask{'s' * (len(self.done) != 1)} in {as_text(self.path)}{cost}"
@@ -508,7 +507,7 @@ def predict_files(
     progress:bool=None, # show a progress bar? None: in a terminal or a notebook
 )->Predictions: # folder, what was done, what failed and why
     "Masks for files, folders and patterns, each at its photo's own size."
-    out, read = Path(out), read_image if max_pixels is None else partial(read_image, max_pixels=max_pixels)
+    out, read = Path(out), partial(read_image, turn=True, **{} if max_pixels is None else dict(max_pixels=max_pixels))
     if coco not in (None, 'rle', 'polygon'): raise mistake('coco', coco, "None, 'rle' or 'polygon'")
     _check_out(out, _MARK)
     paths = find_images(images, skip=out)
@@ -529,12 +528,13 @@ def predict_files(
             indices = _write_photo(model, image, out, stem, np.array(numbers, np.uint8), with_overlay, probabilities)
             if coco:
                 (new, iou), (h, w) = _instances(indices, numbers, names, i, coco), indices.shape
-                photo = dict(id=i, file_name=Path(os.path.relpath(path, root)).as_posix(), height=h, width=w)
-                annotated['images'].append(photo); annotated['annotations'] += new; ious += iou
+                name = Path(os.path.relpath(path, root)).as_posix(); annotated['annotations'] += new; ious += iou
+                annotated['images'].append(dict(id=i, file_name=name, height=h, width=w))
             result.done.append(str(path)); rows += [[as_text(path), f'masks/{as_text(stem)}.png', *indices.shape, None]]
         if ious: result.polygon_iou = sum(ious) / len(ious)
         _write_tables(out, values, dict(zip(names, numbers)), rows, annotated if coco else None,
                 dict(finished=True, model=model.name, stems=stems, polygon_iou=result.polygon_iou))
+    if not result.done: raise UserError(result.complaint)
     return result
 
 # %% ../nbs/lib/33_share.ipynb #9a7090b2

@@ -43,7 +43,7 @@ SEGMENTATIONS = [   # (segmentation, action, code)
     (rle([nan, 3]), 'dropped', 'rle_counts'), (rle('\x7f\x7f\x7f'), 'dropped', 'rle_string'), (rle('o'*10**6), 'dropped', 'rle_sum'), (rle([0]*10**6 + [48*64]), 'dropped', 'rle_sum'),
     (rle(''), 'dropped', 'rle_sum'), (rle([48*64], (10**6, 10**6)), 'dropped', 'rle_size'), (rle({'a': 1}), 'dropped', 'rle_counts'),
     ([[0, 0]*10**5], 'dropped', 'zero_area'), ([[-1e9, 7, 1e9, 7]*10**5 + [3, 40]], None, None), (None, 'dropped', 'missing_segmentation'),
-    ({}, 'dropped', 'rle_keys'), ('text', 'dropped', 'missing_segmentation'), ([[[[[[RING]]]]]], 'dropped', 'nested'), ([{}], 'dropped', 'rle_keys'),
+    ({}, 'dropped', 'rle_keys'), ('text', 'dropped', 'not_json'), ([[[[[[RING]]]]]], 'dropped', 'nested'), ([{}], 'dropped', 'rle_keys'),
     ([[{}, 1, 1, 1, 1, 1]], 'dropped', 'not_numbers'), (True, 'dropped', 'missing_segmentation'), ([[1, 1, 5, 1, 5, 5], [nan]], 'repaired', 'not_finite'),
 ]
 
@@ -60,7 +60,7 @@ def test_all_hostile_segmentations(tmp_path):
         if action: assert rows[k] == (action, code), SEGMENTATIONS[k][0]
 
 NOT_COCO = [
-    (b'', 'not JSON'), (b'{"images": [', 'not JSON'), (b'[1, 2]', 'outermost value is a list'), (b'7', 'outermost value is a int'), (b'null', 'outermost'),
+    (b'', 'an empty file'), (b'{"images": [', 'not JSON'), (b'[1, 2]', 'outermost value is a list'), (b'7', 'outermost value is a int'), (b'null', 'outermost'),
     (b'[' * 10**6, 'not JSON'), (b'{"images": {}, "annotations": []}', 'an object (dict)'), (b'\xff\xfe\x00', 'not JSON'),
     (b'{"images": [], "annotations": [' + b'9'*10**6 + b']}', None), (b'{"a": ' * 10**5 + b'1' + b'}' * 10**5, "no list 'images'")]
 

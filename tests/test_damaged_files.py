@@ -39,6 +39,14 @@ def test_an_index_without_its_columns(change, prepared):
         with pytest.raises(UserError, match='index.csv'): ask(prepared)
 
 
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_a_photo_that_the_index_has_twice(split, prepared):
+    "It would be learnt from and scored, or count twice."
+    lines(prepared/'index.csv', lambda rows: [*rows[:-1], rows[1].replace(',train,', f',{split},').replace(',val,', f',{split},'), ''])
+    for ask in (SegDataset, load_data):
+        with pytest.raises(UserError, match='one row for each photo'): ask(prepared)
+
+
 @pytest.mark.parametrize('change', [EMPTY_SIDE, NUL], ids=['no height', 'another stem'])
 def test_the_check_of_a_damaged_index(change, prepared):
     lines(prepared/'index.csv', change)

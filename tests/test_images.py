@@ -348,6 +348,13 @@ def test_masks_that_are_none(tmp_path, name, make, cause):
     assert e.value.cause == cause and '\n' not in str(e.value) and isinstance(e.value, UserError)
 
 
+@pytest.mark.parametrize('data, words', [(b'', 'it is empty'), (b'<html>', 'XML or HTML'), (b'version https://git-lfs', 'git lfs pull')])
+def test_masks_that_are_no_pictures(tmp_path, data, words):
+    (tmp_path/'a.png').write_bytes(data)
+    with pytest.raises(UserError, match=words) as e: read_mask(tmp_path/'a.png')
+    assert 'BytesIO' not in str(e.value)
+
+
 def test_errors_survive_a_process():
     for e in (BadImage('image_missing', 'x: none'), LabelError('too large', 'too_large')):
         again = pickle.loads(pickle.dumps(e))

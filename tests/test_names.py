@@ -75,6 +75,13 @@ def test_a_backslash_can_belong_to_a_name(root):
 
 
 @posix
+def test_a_colon_can_belong_to_a_name(root):
+    (root/'a:b.png').write_bytes(b'x')
+    assert found(root, 'a:b.png')[0] == 'a:b.png'
+    with pytest.raises(BadImage, match='leaves the image folder'): find_photo(root, 'c:b.png')
+
+
+@posix
 def test_names_of_bytes(root):
     name = os.fsdecode(b'caf\xe9.png')
     try: (root/name).write_bytes(b'x')

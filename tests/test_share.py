@@ -3,6 +3,7 @@ import base64, contextlib, hashlib, inspect, io, json, os, re, struct, sys
 from pathlib import Path
 import cv2, numpy as np, pytest, torch
 import segmentation_models_pytorch as smp
+from PIL import Image, ImageOps
 from seglab.card import artifact_name
 from seglab.dataset import label_space
 from seglab.files import UserError
@@ -363,6 +364,22 @@ def test_one_broken_image_stops_nobody(net, tmp_path):
     assert len(done.done) == 9 and [Path(p).name for p in done.failed] == ['05.png', '07.png', '09.png']
     assert all(n in done.complaint for n in ('3 of 12', '05.png', '07.png', '09.png', 'the other 9'))
     assert len(list((tmp_path/'out'/'masks').iterdir())) == 9
+
+def test_a_run_that_did_nothing_is_an_error(net, tmp_path):
+    (tmp_path/'clip.mp4').write_bytes(b'\0\0\0\x20ftypisom')
+    with pytest.raises(UserError, match='1 of 1 images could not be done: .*a video; save its frames') as e: predict_files(net, tmp_path/'clip.mp4', tmp_path/'out')
+    one_sentence(str(e.value))
+
+@pytest.mark.parametrize('o', range(2, 9))
+def test_photos_are_predicted_the_right_way_up(net, tmp_path, o):
+    "As every viewer shows them: mask, overlay and size are those of the turned photo."
+    a, exif = np.random.default_rng(o).integers(0, 255, (20, 28, 3), np.uint8), Image.Exif()
+    exif[274] = o
+    Image.fromarray(a).save(tmp_path/'a.png', exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path/'a.png')))
+    predict_files(net, tmp_path/'a.png', tmp_path/'out', values='class_index', progress=False)
+    mask = np.asarray(Image.open(tmp_path/'out'/'masks'/'a.png'))
+    assert np.array_equal(mask, net.predict(upright)) and np.array_equal(mask, net.predict(tmp_path/'a.png'))
 
 def test_names_that_collide_stay_apart(net, tmp_path):
     "Cases, and accents in one or two characters: one file on some systems."

@@ -1,5 +1,5 @@
 """Files and calls as strangers bring them: what other tools write, and what else decides a training. Each row says what is right."""
-import gzip, json, subprocess, sys
+import gzip, json, os, subprocess, sys, warnings
 from pathlib import Path
 
 import numpy as np, pytest
@@ -43,6 +43,10 @@ ODD = [   # what differs from a plain record, pixels of each value, action and c
     ('parts as RLE, one a string and one counts', dict(segmentation=[RLE, REST]), {1: 3072}, 'repaired nested'),
     ('parts as RLE, of which one is short', dict(segmentation=[RLE, dict(REST, counts=[1, 2])]), {}, 'dropped rle_sum'),
     ('counts as Python prints bytes', dict(segmentation=dict(RLE, counts=str(RLE['counts'].encode()))), {}, 'dropped rle_string'),
+    ('a polygon as text, from a table', dict(segmentation=json.dumps(BOX)), {1: 600}, 'repaired segmentation_text'),
+    ('an RLE as text', dict(segmentation=json.dumps(RLE)), {1: 575}, 'repaired segmentation_text'),
+    ('an RLE as Python prints it', dict(segmentation=str(RLE)), {}, 'dropped not_json'), ('empty text', dict(segmentation=''), {}, 'dropped missing_segmentation'),
+    ('text that holds no pixel', dict(segmentation='[]'), {}, 'dropped empty_segmentation'),
     ('iscrowd as R and Excel write it', dict(iscrowd=' FALSE '), {1: 600}, 'repaired iscrowd_type'),
     ('iscrowd as pandas writes a missing value', dict(iscrowd=float('nan')), {1: 600}, 'repaired iscrowd_type'),
     ('iscrowd as text with a fraction', dict(iscrowd='0.0'), {1: 600}, 'repaired iscrowd_type'),
@@ -133,9 +137,59 @@ def test_sentences_that_fit(tmp_path, kind):
     with pytest.raises(UserError) as e: run(tmp_path, what)
     assert all(t in str(e.value) for t in there) and not any(t in str(e.value) for t in absent) and '\n' not in str(e.value)
 
-PHOTOS = {b'': 'it is empty', b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n': 'run `git lfs pull`', b'\n<!DOCTYPE html><html>404': 'XML or HTML', b'PK\3\4': 'not a picture of a known kind'}
+ANN, REGION = dict(id=1, annotations=[dict(result=[])], data={}), dict(shape_attributes={}, region_attributes={})
+FORMATS = {   # what another tool wrote, what it is called, what to do
+    'via 1': ({'a.png9': dict(filename='a.png', regions={'0': REGION})}, 'VIA', 'Export as COCO from VIA'), 'via 2': ({'a.png9': dict(filename='a.png', regions=[REGION])}, 'VIA', 'Export as COCO from VIA'),
+    'via 3': (dict(project={}, config={}, metadata={}, view={}), 'VIA', 'Export as COCO from VIA'), 'via csv': (b'#filename,file_size\na.png,9\n', 'VIA', 'Export as COCO from VIA'),
+    'supervisely': (dict(description='', tags=[], size={}, objects=[]), 'Supervisely', 'Export as COCO from Supervisely'), 'label studio': ([ANN], 'Label Studio', 'Export as COCO from Label Studio'),
+    'label studio, short': ([dict(image='a.png', annotation_id=1, lead_time=1)], 'Label Studio', 'Export as COCO'), 'ultralytics': (b'{"type": "dataset", "task": "segment"}\n{"type": "image"}', 'Ultralytics', 'Convert'),
+    'labelbox': (b'{"data_row": {}}\r\n{"data_row": {}}', 'Labelbox', 'Convert'), 'json lines': (b'{"id": 1}\n{"id": 2}\n', 'JSON Lines', 'one COCO file'), 'darwin': (dict(version='2.0', item={}, annotations=[]), 'Darwin', 'Export as COCO'),
+    'darwin 1': (dict(dataset='d', image={}, annotations=[]), 'Darwin', 'Export as COCO'), 'cityscapes': (dict(imgHeight=48, imgWidth=64, objects=[]), 'Cityscapes', 'polygons'),
+    'yolo': (b'0 .1 0.2 .3 .4 .5 .6\n', 'YOLO', 'Export as COCO JSON'), 'yolo yaml': (b'train: images\nnc: 1\n', 'YOLO', 'Export as COCO JSON'), 'voc': (b'<?xml version="1.0"?>\n<annotation><folder>', 'Pascal VOC', 'from_folders'),
+    'a mask': (b'\x89PNG\r\n', 'a picture', 'from_folders'), 'csv': (b'image_id,segmentation\n1,2\n', 'CSV', 'Export as COCO JSON'), 'empty': (b' \n', 'an empty file', 'Export it again'), 'xz': (b'\xfd7zXZ\0', 'archive', 'Unpack it'),
+    'wrapped': (dict(train=coco(), val=coco()), 'COCO inside', 'inner object'), 'a list of one': ([coco()], 'COCO inside', 'inner object')}
 
-@pytest.mark.parametrize('data', PHOTOS, ids=['empty', 'lfs', 'html', 'zip'])
+@pytest.mark.parametrize('kind', FORMATS)
+def test_other_formats_are_named(tmp_path, kind):
+    "The same sentence for the file and for the folder that holds it."
+    what, name, todo = FORMATS[kind]
+    with pytest.raises(UserError) as e: run(tmp_path, what)
+    assert name in str(e.value) and todo in str(e.value) and '\n' not in str(e.value) and not (tmp_path/'out').exists()
+    (tmp_path/'all').mkdir()
+    (tmp_path/'0.json').rename(tmp_path/'all'/'0.x')
+    with pytest.raises(UserError) as f: prepare(tmp_path/'all', tmp_path/'img', tmp_path/'out')
+    assert str(f.value) == str(e.value).replace('0.json', '0.x')
+
+def test_a_folder_with_the_annotation_file(tmp_path):
+    run(tmp_path, coco(), out='made')
+    (tmp_path/'train').mkdir()
+    with pytest.raises(UserError, match='got a folder. Give the file'): prepare(tmp_path/'train', tmp_path/'img', tmp_path/'out')
+    (tmp_path/'0.json').rename(tmp_path/'train'/'_annotations.coco.json')
+    with pytest.raises(UserError, match="a folder that holds '_annotations.coco.json'"): prepare(tmp_path/'train', tmp_path/'img', tmp_path/'out')
+
+def test_text_of_another_alphabet_is_read_and_said(tmp_path):
+    "A file that Windows' own encoding wrote: names of classes and photos are what they were."
+    text = json.dumps(coco(names=['ä€.png'], cats=[dict(id=1, name='Fußball')]), ensure_ascii=False)
+    with pytest.warns(UserWarning, match='not UTF-8'): p = run(tmp_path, text.encode('cp1252'), ['ä€.png'])
+    assert p.classes[0]['name'] == 'Fußball' and p.index.file_name.tolist() == ['ä€.png']
+    with warnings.catch_warnings(action='error'): assert run(tmp_path, text.encode(), ['ä€.png'], out='utf8').classes == p.classes
+
+def test_out_inside_the_photos(tmp_path):
+    "What we wrote is no photo that a name can mean, in the next run either."
+    c = coco(names=['old/a.png'])
+    for out in ('img/out', 'img/out', 'img/more'): assert run(tmp_path, c, out=out).index.file_name.tolist() == ['old/a.png']
+
+def test_arrays_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    "Their length is there from the beginning, so that a power cut would leave masks of background."
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, 'fsync', lambda fd: (fsync(fd), done.append('flushed')))
+    monkeypatch.setattr(os, 'replace', lambda a, b: (replace(a, b), done.append(Path(b).name)))
+    run(tmp_path, coco(), pack=True, size_hw=32)
+    assert [d for d in done if d == 'flushed' or d.endswith('npy')] == ['flushed', 'images.npy', 'flushed', 'masks.npy']
+
+PHOTOS = {b'': 'it is empty', b'\0\0\0\x20ftypisom': 'a video', b'\0\0\0\x18ftypheic': 'HEIC; save it as JPEG', b'%PDF-1.4': 'a PDF', b'\0'*128 + b'DICM': 'DICOM', b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n': 'run `git lfs pull`', b'\n<!DOCTYPE html><html>404': 'XML or HTML', b'PK\3\4': 'not a picture of a known kind'}
+
+@pytest.mark.parametrize('data', PHOTOS, ids=['empty', 'video', 'heic', 'pdf', 'dicom', 'lfs', 'html', 'zip'])
 def test_photos_that_are_none(tmp_path, data):
     (tmp_path/'img').mkdir()
     (tmp_path/'img'/'b.jpg').write_bytes(data)
