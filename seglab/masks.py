@@ -231,7 +231,8 @@ def _lines(self:Prepared):
     a, i, s = self.counts['annotations'], self.counts['images'], self.settings
     size = 'own size' if s['size_hw'] is None else '{}×{}'.format(*s['size_hw'])
     splits = ', '.join(f'{n:,} {as_text(k)}' for k, n in self.counts['splits'].items())
-    rest = f"{size}, {len(self.classes)} classes, in {self.info['seconds']:,} s"
+    took = f", in {self.info['seconds']:,} s" if self.info['seconds'] >= 1 else ''
+    rest = f"{size}, {len(self.classes)} classes{took}"
     yield f"{i['written']:,} of {i['total']:,} photos ({splits}), {rest}"
     yield f"{a['total']:,} annotations = {a['used']:,} used + {a['repaired']:,} repaired + {a['dropped']:,} dropped"
     ignored, empty = a.get('ignored', 0), i.get('empty', 0)
