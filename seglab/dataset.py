@@ -247,9 +247,8 @@ def raw(self:SegDataset,
     _same_size(self.stems[i], image.shape[:2], mask.shape)
     return image, self.label_space.encode(mask, f"mask {self.stems[i]!r}")
 
-def _same_size(stem, photo, mask):
-    if photo == mask: return
-    raise LabelError(f"photo {stem!r} is {photo} and its mask {mask} (H, W); both must have one size.", 'size')
+def _same_size(stem, a, b):
+    if a != b: raise LabelError(f"photo {stem!r} is {a} and its mask {b} (H, W); both must have one size.", 'size')
 
 # %% ../nbs/01_dataset.ipynb #4102e315
 @patch
@@ -443,6 +442,8 @@ class SegData(NamedTuple):
     "Training and validation data of one label space."
     train: Dataset # for learning
     val: Dataset   # for the scores
+
+    def __repr__(self): return f'{len(self.train)} photos to train on, {len(self.val)} to validate\n{self.label_space}'
 
     @property
     def label_space(self)->LabelSpace: # the same for both

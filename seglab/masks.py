@@ -28,7 +28,7 @@ from .images import BACKGROUND, IGNORE
 from .photos import split_of
 
 # %% ../nbs/00_masks.ipynb #17d8a1ef
-_FIRST = '''000000 E69F00 56B4E9 009E73 F0E442 0072B2 D55E00 CC79A7 8C5A28 B40F0F D21EFF 2D7800
+_FIRST = '''000000 E69F00 56B4E9 009E73 F0E442 0072B2 D55E00 CC79A7 7D5A28 B40F0F D21EFF 2D7800
   FFB4A5 006969 69C32D 8787E1 5A2D2D 00FFB4 C30078 E1C3FF 969669 96F0F0 695A87 1E3C0F'''.split()
 _LIGHT, _SATURATION = (.52, .72, .36), (.85, .75, .8)
 _PALETTE = [colorsys.hls_to_rgb((.43 + .61803398875*i) % 1, _LIGHT[i % 3], _SATURATION[i % 3]) for i in range(256)]
@@ -231,7 +231,8 @@ def _lines(self:Prepared):
     a, i, s = self.counts['annotations'], self.counts['images'], self.settings
     size = 'own size' if s['size_hw'] is None else '{}×{}'.format(*s['size_hw'])
     splits = ', '.join(f'{n:,} {as_text(k)}' for k, n in self.counts['splits'].items())
-    rest = f"{size}, {len(self.classes)} classes, in {self.info['seconds']:,} s"
+    took = f", in {self.info['seconds']:,} s" if self.info['seconds'] >= 1 else ''
+    rest = f"{size}, {len(self.classes)} classes{took}"
     yield f"{i['written']:,} of {i['total']:,} photos ({splits}), {rest}"
     yield f"{a['total']:,} annotations = {a['used']:,} used + {a['repaired']:,} repaired + {a['dropped']:,} dropped"
     ignored, empty = a.get('ignored', 0), i.get('empty', 0)

@@ -109,7 +109,8 @@ class SamplePlan:
         amount = lambda x: f'{int(np.ceil(x)):,}' if np.isfinite(x) else 'more runs first'
         return pd.DataFrame([{'pair': f'{r.a}, {r.b}', 'runs': r.runs, 'could show': round(r.could_show, 4),
                               f'{self.unit} needed': amount(r.needed),
-                              '90 % interval': f'{amount(r.low)} to {amount(r.high)}'} for r in self.needs])
+                              '90 % interval': f'{amount(r.low)} to {amount(r.high)}' if np.isfinite(r.needed) else ''}
+                             for r in self.needs])
 
     @property
     def sentences(self)->list: # one per pair

@@ -40,7 +40,8 @@ def from_smp(
     if arch.lower() == 'dpt': kwargs.setdefault('dynamic_img_size', True)
     state, named, base = _encoder_weights(encoder_name, encoder_weights)
     try:
-        with hub_errors(f'{encoder_weights!r} for encoder {encoder_name!r}'):
+        with hub_errors(f'{encoder_weights!r} for encoder {encoder_name!r}',
+                        'pass encoder_weights=None for random weights, or the path of a local copy'):
             _ask_for_encoder(encoder_name, named)
             asked = True if named and encoder_name.startswith('tu-') else named     # timm's names bring their own
             net = smp.create_model(arch, encoder_name, encoder_weights=asked, classes=label_space.num_labels, **kwargs)
@@ -190,8 +191,9 @@ def build_model(
     if family == 'smp' or not family and arch in smp.MODEL_ARCHITECTURES_MAPPING and arch != 'segformer':
         usual = 'tu-vit_base_patch16_224.augreg_in21k' if arch == 'dpt' else 'resnet34'         # as smp itself has it
         encoder = kwargs.pop('encoder_name', usual)
-        return from_smp(rest, label_space, encoder, 'imagenet' if weights == 'auto' else weights, size_hw=size_hw,
-                        **kwargs)
+        weights = 'imagenet' if weights == 'auto' else weights
+        try: return from_smp(rest, label_space, encoder, weights, size_hw=size_hw, **kwargs)
+        except ConnectionError as e: raise ConnectionError(str(e).replace('encoder_weights=', 'weights=')) from e
     if not family and os.path.isdir(rest):
         return _from_folder(model_folder(rest), label_space, weights, size_hw, kwargs)
     if not family and rest == 'segformer' and weights == 'auto': weights = 'nvidia/mit-b0'

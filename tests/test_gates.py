@@ -1,5 +1,5 @@
 """Each gate of tools/gates.py holds on a clean tree and fails on a planted fault."""
-import json, os, shutil, subprocess, sys
+import importlib.util, json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -200,3 +200,34 @@ def test_tests_gate_sees_a_failing_test(tree):
 def test_an_unknown_gate_is_told(tree):
     status, text = gate(tree, 'clena')
     assert status == 1 and 'no gate called clena' in text
+
+
+# --- what the builder of the site does to a page
+
+@pytest.fixture(scope='module')
+def docs():
+    spec = importlib.util.spec_from_file_location('docs', ROOT/'tools'/'docs.py')
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+def api(name, line):
+    text = f'[source](x.py#L{line})\n\n### {name}\n\n*words*'
+    return code(f'#| echo: false\nshow_doc({name})') | dict(outputs=[dict(data={'text/markdown': text})])
+
+def test_api_blocks_come_before_their_source_in_its_order(docs):
+    source = code('#| code-fold: show\n#| code-summary: "Exported source"\ndef one(): pass\n\ndef two(): pass')
+    prose, test = markdown('words'), code('test_eq(one(), None)')
+    hidden = [api('later', 30), api('earlier', 20)]                        # of a cell whose source is not shown
+    cells = docs.in_order([prose, api('two', 12), source, api('one', 10), test, *hidden])
+    said = [m[1] if (m := docs.API_NAME.search(docs.api_text(c))) else c['source'] for c in cells]
+    assert said == ['words', 'one', 'two', source['source'], 'test_eq(one(), None)', 'earlier', 'later']
+
+def test_signatures_do_not_say_where_a_type_lives(docs):
+    assert docs.short_signature(')->__main__.Pull | None: # see seglab.tiles.Tile') == ')->Pull | None: # see seglab.tiles.Tile'
+    assert docs.short_signature('    out:NoneType=None, # a folder') == '    out=None, # a folder'
+
+@pytest.mark.parametrize('source, folded', [('import os\n'*4, True), ('import os\n'*3, False), ('import os\n'*4 + 'x = 1', False)])
+def test_a_wall_of_imports_is_folded(docs, source, folded):
+    docs.fold_imports(cell := code(source))
+    assert ('code-fold: true' in cell['source']) == folded

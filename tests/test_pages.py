@@ -108,8 +108,7 @@ def test_the_colours_of_common_classes_and_errors_look_different():
     ids = [*range(24), seglab.IGNORE]
     classes, errors = lab(seglab.palette()[ids]), lab([color for _, color in ERRORS.values()])
     apart = ciede2000(classes[:, None], classes[None]) + 999*np.eye(len(ids))
-    close = {(ids[i], ids[j]) for i, j in np.argwhere(np.triu(apart) < 20) if i < j}
-    assert close <= {(6, 8)} and apart[6, 8] > 16                                 # two of the first nine, which stay as they are
+    assert not {(ids[i], ids[j]) for i, j in np.argwhere(apart < 20)}
     assert ciede2000(errors[:, None], classes[None]).min() > 20
     assert (ciede2000(errors[:, None], errors[None]) + 999*np.eye(len(errors))).min() > 20
 

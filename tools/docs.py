@@ -28,6 +28,7 @@ INHERITED = re.compile(r'^\*(?:Return repr\(self\)|Return hash\(self\)|Return se
 WEB_FONT = re.compile(r'@import url\([^)]*fonts\.googleapis\.com[^)]*\);?')
 MATH = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 KATEX = re.compile(r'<link[^>]*katex[^>]*>|<script[^>]*katex[^>]*></script>')
+HOME = re.compile(r'\b(?:__main__|seglab\.\w+|pathlib|numpy|torch)\.(?=\w)|:NoneType(?==None)')   # says little in a signature
 SIGNATURE_LINK = re.compile(r'\[([^\]]*)\]\([^)]*\)')
 SIGNATURE = re.compile(r'^```python\n(.*?)^```\n+', re.M | re.S)
 SAYS_NOTHING = re.compile(r'^```python\n+def \w+\(\n\s*\*args, \*\*kwargs\n\)[^\n]*\n+```\n*', re.M)   # of a named tuple
@@ -35,16 +36,23 @@ API_NAME, API_WORDS = re.compile(r'^### (.+)$', re.M), re.compile(r'^\*(.+?)\*$'
 DEFINED = re.compile(r'^(?:async )?(?:def|class) (\w+)', re.M)
 PARAMETER = re.compile(r'^    \*{0,2}(\w+)[^#\n]*# (.+)$', re.M)
 CONTENTS = re.compile(r'<nav id="TOC"[^>]*>.*?(<ul>.*?)</nav>', re.S)
+LINE = re.compile(r'#L(\d+)')
+IMPORT = re.compile(r'(?:from [\w.]+ )?import [\w., ]+(?: as \w+)?$')
 LONGEST_OPEN = 25    # lines of source that a chapter shows without being asked
 
 def page_name(path): return path.with_name(NUMBER.sub('', path.name))
+
+def short_signature(line):
+    "A line of a signature without the homes of its types; its comment stays as it is."
+    code, mark, comment = line.partition('#')
+    return HOME.sub('', code) + mark + comment
 
 def mend_api_block(text, base):
     "Keep nbdev's API markdown readable for a plain renderer: no links inside code blocks, no dunder taken for bold."
     out, inside = [], False
     for line in text.splitlines(keepends=True):
         if line.startswith('```'): inside = not inside
-        elif inside: line = SIGNATURE_LINK.sub(r'\1', line)
+        elif inside: line = short_signature(SIGNATURE_LINK.sub(r'\1', line))
         elif re.match(r'#+ ', line): line = line.replace('__', r'\_\_')
         out.append(line)
     return SAYS_NOTHING.sub('', PRIVATE_LINK.sub(r'\1', ''.join(out))).replace(base + '/', '@site/')
@@ -58,6 +66,36 @@ def api_text(cell):
     source = ''.join(cell['source'])
     if not (cell.get('outputs') and source.lstrip().startswith('#|') and 'show_doc(' in source): return ''
     return ''.join(''.join(o.get('data', {}).get('text/markdown', '')) for o in cell['outputs'])
+
+def in_order(cells):
+    """The API blocks of a cell in the order of its source, and in front of it: nbdev puts the last one first, the others
+    behind."""
+    out, run = [], []
+    name = lambda c: found[1].replace('\\_', '_').rpartition('.')[2] if (found := API_NAME.search(api_text(c))) else None
+    def flush():
+        while run:
+            source = next((c for c in run if name(c) is None), None)
+            defined = DEFINED.findall(''.join(source['source'])) if source else []
+            mine = [c for c in run if name(c) in defined] if source else list(run)
+            at = {n: i for i, n in enumerate(defined)}
+            mine.sort(key=lambda c: at[name(c)] if source else int(m[1]) if (m := LINE.search(api_text(c))) else 0)
+            first = run.index(source) if source else 0
+            out.extend(c for c in run[:first] if c not in mine)
+            out.extend([*mine, *([source] if source else [])])
+            run[:] = [c for c in run[first + bool(source):] if c not in mine] if source else []
+    for c in cells:
+        if name(c) is not None or 'code-summary: "Exported source"' in ''.join(c['source']): run.append(c)
+        else:
+            flush()
+            out.append(c)
+    flush()
+    return out
+
+def fold_imports(cell):
+    "Fold a cell that does nothing but import: a reader came for what follows."
+    lines = [line for line in ''.join(cell['source']).splitlines() if line.strip()]
+    if cell['cell_type'] == 'code' and len(lines) > 3 and all(IMPORT.match(line) for line in lines):
+        cell['source'] = '#| code-fold: true\n#| code-summary: "Imports"\n' + ''.join(cell['source'])
 
 def say_once(cells, is_chapter):
     """Show each signature once. A chapter is a lesson: it shows short source, and the API block above it keeps name and
@@ -125,6 +163,8 @@ def mend_notebook(path, cache, cfg):
                 data.pop('text/plain', None)
     href = page_name(path).relative_to(cache).with_suffix('.html').as_posix()
     title = re.search(r'^title: (.+)$', ''.join(nb['cells'][0]['source']), re.M)
+    nb['cells'] = in_order(nb['cells'])
+    for cell in nb['cells']: fold_imports(cell)
     entries = api_entries(nb['cells'], href)
     say_once(nb['cells'], is_chapter)
     if is_chapter: nb['cells'].insert(1, dict(cell_type='markdown', id='colab', metadata={}, source=colab_link(path, cfg)))
@@ -159,7 +199,7 @@ def api_page(pages, handed_out):
     first = {e.name: e for _, _, found in pages for e in found if e.name in handed_out}
     parts = ['---\ntitle: "All names"\ndescription: "Every public name with what it does, page by page. The search box knows their parameters too."\n---\n',
              '## What `import seglab` hands out\n', *head, *rows(first[n] for n in sorted(first, key=str.casefold))]
-    for title, href, found in pages: parts += ['', f'## {title}', '', f'From [{title}]({href}).', '', *head, *rows(found)]
+    for title, href, found in pages: parts += ['', f'## [{title}]({href})', '', *head, *rows(found)]
     return '\n'.join(parts) + '\n'
 
 def add_parameters(site, pages, handed_out):
