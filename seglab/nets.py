@@ -391,7 +391,7 @@ def hub_net(
     if strict and (wrong or missing):
         raise mistake('weights', as_text(weights), 'tensors that fit its own configuration', 'Save the model again.',
                       f'{", ".join(sorted(wrong + missing)[:3])} {"of another shape" if wrong else "missing"}: an old '
-                      'head, another model, or a net that was changed after it was built (give it as net=)')
+                      'head, another model, or a net changed after it was built: change it again, then load_weights')
     if wrong:
         warnings.warn(f'{weights} was trained for other classes: {", ".join(sorted(wrong)[:3])} start from random '
                       'values and need training.')
