@@ -41,7 +41,7 @@ from .answers import (
     adopt_masks, as_one, caveats, check_masks_apart, command_line, common_ground, gathered, label_mapping,
     mean_history, named_models, own_mapping, photo_answers, photo_facts, report_folder, run_facts, runs_of, same_masks,
     scored_data, scoring_notes, single_runs, spoken_of, worker_errors)
-from .costs import measure_costs
+from .costs import check_amounts, measure_costs
 from .report import (
     read_report, show_confusion, show_curves, show_iou, show_photos, show_reliability, write_report)
 
@@ -266,6 +266,7 @@ def evaluate(
     progress:bool=None, # show a progress bar? None: in a terminal or a notebook
 )->Evaluation: # counts, scores, calibration, seconds
     "Score a model on a set of photos, at the masks' own size."
+    check_amounts(device=device, batch_size=(batch_size, 1), workers=(workers, 0), n_images=(n_images, 1))
     model = Segmenter.from_any(model)
     ds, space = common_ground(data, {name or model.name: model.label_space}, split, classes, mapping)
     stems, groups, own = photo_facts(ds)
@@ -297,6 +298,7 @@ class Comparison:
         seed:int=0, # of the draws
         confidence:float=.95, # of the intervals
     ):
+        check_amounts(confidence, n_boot=(n_boot, 1), seed=(seed, 0))
         self.costs, self.histories, self.recipes, self.caveats = {}, {}, {}, []
         self.data, self.home, self.keep, self.command = None, None, None, None
         self.n_boot, self.seed, self.confidence = n_boot, seed, confidence

@@ -57,9 +57,13 @@ def _lovasz(logits, labels, valid, weight):
 # %% ../nbs/lib/22_losses.ipynb #e4f206af
 def _foreign(func):
     "Any callable(logits, labels) that gives a mean."
+    module = isinstance(func, nn.Module)
+    if module and any(p.requires_grad for p in func.parameters()):
+        raise mistake('loss', _name(func), 'a loss without weights to train: the optimiser has those of the model',
+                      'Freeze them with loss.requires_grad_(False), or make them a part of the net.')
     def term(logits, labels, valid, weight):
         if not valid.any(): return logits.sum() * 0, valid.sum()
-        mean = func(logits, labels)
+        mean = (func.to(logits.device) if module else func)(logits, labels)
         if not isinstance(mean, torch.Tensor) or mean.numel() != 1:
             got = f"{type(mean).__name__} {tuple(getattr(mean, 'shape', ()))}"
             raise mistake('loss', _name(func), 'one number, the mean over the pixels, as a tensor', got=got)
@@ -131,6 +135,9 @@ def _weight_vector(class_weights, label_space):
     "Class weights as a (K,) tensor, checked."
     def wrong(expected): return mistake('class_weights', class_weights, expected)
     names = None if label_space is None else list(label_space.names)
+    if isinstance(class_weights, torch.Tensor): class_weights = class_weights.detach().cpu()
+    if hasattr(class_weights, 'to_dict') and all(isinstance(k, str) for k in class_weights.keys()):
+        class_weights = class_weights.to_dict()                                  # of pandas, by name
     if isinstance(class_weights, dict):
         if names is None: raise wrong('numbers in class order, or a label space (label_space=) for the names')
         unknown = sorted(set(class_weights) - set(names))
@@ -164,8 +171,10 @@ def _name(f): return getattr(f, '__name__', None) or getattr(f, 'name', None) or
 
 def _term(part, loss):
     "'0.5*dice' as (0.5, function)."
-    m = re.fullmatch(r'(?:(\d[\d.e-]*)\*)?([a-z]+)', part)
-    if not m or m[2] not in _TERMS:
+    m = re.fullmatch(r'(?:(\d*\.?\d*(?:e-?\d+)?)\*)?([a-z]+)', part)
+    try: factor = float(m[1] or 1)
+    except (TypeError, ValueError): factor = 0                                   # no match, or no number
+    if not 0 < factor < float('inf') or m[2] not in _TERMS:
         raise mistake('loss', loss, f"{', '.join(_TERMS)}, a sum such as 'ce+0.5*dice', or a callable(logits, labels)",
                       got=f'{part!r}{did_you_mean(part, _TERMS)}')
-    return float(m[1] or 1), _TERMS[m[2]]
+    return factor, _TERMS[m[2]]

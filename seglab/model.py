@@ -6,7 +6,7 @@
 __all__ = ['Segmenter', 'check_contract', 'check_model', 'check_segmenter', 'count_flops']
 
 # %% ../nbs/lib/20_model.ipynb #16be894c
-import copy, math, os, re, shutil, tempfile
+import copy, math, os, re, tempfile
 from glob import has_magic
 from pathlib import Path
 
@@ -18,16 +18,17 @@ from fastcore.basics import patch
 from torch import nn
 
 # %% ../nbs/lib/20_model.ipynb #449ed379
-from .files import as_text, disk_errors, mistake, read_json, write_json, write_text
+from .files import as_text, check_out, disk_errors, mistake, read_json, write_json, write_text
 from .images import IGNORE, LabelError, read_image
 from .names import find_images
 from .labels import check_class_weights
+from .own import is_whole
 from .dataset import LabelSpace
 from .metrics import argmax
 from .nets import (
-    IMAGENET_MEAN, IMAGENET_STD, MIN_SIDE, SavedModel, check_model_folder, count_parameters, describe_foreign_model,
-    evaluating, library_of, load_state, model_folder, num_inputs, num_outputs, read_net, read_weights,
-    weights_origin, write_net)
+    IMAGENET_MEAN, IMAGENET_STD, MIN_SIDE, SavedModel, check_model_folder, check_saved, count_parameters,
+    describe_foreign_model, evaluating, library_of, load_state, model_folder, num_inputs, num_outputs, read_net,
+    read_weights, weights_origin, write_net)
 from .card import model_card
 from .tiles import check_tile, stream_tiles
 
@@ -88,15 +89,15 @@ class Segmenter(nn.Module):
         super().__init__()
         named = isinstance(label_space, LabelSpace)
         self.net, self.label_space = net, label_space if named else LabelSpace.from_names(list(label_space))
-        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
-        if isinstance(size_hw, int): size_hw = size_hw, size_hw
-        self.size_hw, self.tile = tuple(map(int, size_hw)) if size_hw is not None else None, tile
+        self.tile, self.size_hw = tile, (size_hw, size_hw) if is_whole(size_hw) else size_hw
+        self.mean, self.std = mean, std
         self.library, self.name, self.base_weights = library_of(net), name or type(net).__name__, base_weights
         _check_net(net, self.label_space.num_labels)
         if tile and size_hw:
             raise mistake('tile', tile, f'None next to size_hw={self.size_hw}', 'Give one of the two.')
         self.divisor, self.least, self.fixed_hw = _sizes_of(net)
         if tile is not None: check_tile(tile, divisor=math.lcm(32, self.divisor))
+        self.mean, self.std, self.size_hw = check_saved(self.to_dict())
         self._set_normalisation('cpu')
 
     def forward(self,
@@ -346,22 +347,22 @@ def to_dict(self:Segmenter)->dict: # plain values for JSON
 # %% ../nbs/lib/20_model.ipynb #6d168d37
 @patch
 def save_pretrained(self:Segmenter,
-    folder, # where to; made when missing, files of the same names are replaced
+    folder, # where to: a new or empty folder, or one that holds such a model, which is replaced
     scores:dict=None, # scores for the model card
     **card, # to model_card: data, license, title, …
 )->Path: # the folder
     "Write the net in its library's format, seglab.json and the model card."
     folder = Path(folder)
+    check_out(folder, 'seglab.json')
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix='.tmp-', dir=folder.parent))
-        try:
-            write_net(self, part)
+        with tempfile.TemporaryDirectory(prefix='.tmp-', dir=folder.parent) as part:
+            write_net(self, part := Path(part))
             write_text(part/'README.md', model_card(self, scores, **card))
             write_json(part/'seglab.json', self.to_dict(), indent=2)
             folder.mkdir(exist_ok=True)
+            for f in part.iterdir(): check_out(folder/f.name)
             for f in part.iterdir(): os.replace(f, folder/f.name)
-        finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
 # %% ../nbs/lib/20_model.ipynb #d14ac0ab

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MIN_SIDE', 'IMAGENET_MEAN', 'IMAGENET_STD', 'library_of', 'num_outputs', 'num_inputs', 'count_parameters',
-           'evaluating', 'read_weights', 'load_state', 'weights_origin', 'check_model_folder', 'SavedModel',
-           'hub_errors', 'ask_hub_once', 'model_folder', 'hub_config', 'hub_net', 'processor_stats', 'smp_options',
-           'smp_net', 'write_net', 'read_net', 'describe_foreign_model']
+           'evaluating', 'is_library', 'put_on', 'read_weights', 'load_state', 'weights_origin', 'check_model_folder',
+           'SavedModel', 'check_saved', 'hub_errors', 'ask_hub_once', 'model_folder', 'hub_config', 'hub_net',
+           'processor_stats', 'smp_options', 'smp_net', 'write_net', 'read_net', 'describe_foreign_model']
 
 # %% ../nbs/lib/28_nets.ipynb #7ad4488a
-import contextlib, os, re, shutil, warnings
+import contextlib, functools, os, re, shutil, sys, sysconfig, types, warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 # %% ../nbs/lib/28_nets.ipynb #325b4c04
-from .files import as_text, did_you_mean, mistake, one_line, read_json, write_json
+from .files import as_text, did_you_mean, jsonable, mistake, one_line, read_json, write_json
 from .dataset import LabelSpace
 
 # %% ../nbs/lib/28_nets.ipynb #e943bf39
@@ -78,6 +78,49 @@ def evaluating(
         for m, training in modes: m.training = training
         if device is not None and before is not None: model.to(before)
 
+# %% ../nbs/lib/28_nets.ipynb #9ed7d911
+_LIBRARIES = tuple(sysconfig.get_paths()[k] for k in ('stdlib', 'purelib', 'platlib'))
+
+def is_library(
+    module:str, # a module's name
+)->bool: # also for our own
+    "Does a module belong to Python or to an installed package?"
+    file = getattr(sys.modules.get(module), '__file__', None)
+    ours = (module or '').partition('.')[0] == 'seglab'                      # wherever it is installed
+    return ours or module in sys.builtin_module_names or bool(file) and file.startswith(_LIBRARIES)
+
+def _plain(v):
+    "Numbers and text, functions by their code and what they close over; None for all else, such as tensors."
+    if isinstance(v, functools.partial): return _plain(v.func), _plain(v.args), _plain(v.keywords)
+    if isinstance(v := getattr(v, '__func__', v), types.FunctionType) and not is_library(v.__module__):
+        around = [c.cell_contents for c in v.__closure__ or ()]
+        around = [getattr(x, '__code__', x if isinstance(x, (int, float, str)) else None) for x in around]
+        return v.__code__, _plain(v.__defaults__), _plain(v.__kwdefaults__), around
+    if isinstance(v, (list, tuple)): return [_plain(x) for x in v]
+    if isinstance(v, dict): return {str(k): _plain(x) for k, x in v.items()}
+    return v if isinstance(v, (int, float, str)) else getattr(v, '__qualname__', None)
+
+# %% ../nbs/lib/28_nets.ipynb #d8cb04ac
+_TORCHS = {*vars(nn.Module()), 'trained_in', '_range_checked'}               # the last two change with use
+_HOOKS = [f'_{k}_hooks' for k in ('forward', 'forward_pre', 'backward', 'backward_pre', 'post_accumulate_grad')]
+
+def put_on(
+    net:nn.Module, # a `Segmenter` or any module
+)->tuple: # plain values, functions and classes; what of them could not be looked into, in words
+    "What decides a net's answers and is in no layer and no weight: hooks, and what modules of one's own hold."
+    parts, doubts = [], []
+    for name, m in net.named_modules():
+        own = not is_library(type(m).__module__)
+        has = {k: v for k, v in vars(m).items() if k not in _TORCHS and (own or isinstance(v, types.FunctionType |
+               types.MethodType) and not is_library(v.__module__))}
+        hooks = [f for x in (m, *m.parameters(False)) for k in _HOOKS for f in (getattr(x, k, None) or {}).values()
+                 if not is_library(getattr(getattr(f, 'func', f), '__module__', None))]
+        if own or has or hooks:
+            parts.append((name, type(m), {k: _plain(v) for k, v in has.items()}, [_plain(f) or type(f) for f in hooks]))
+        kept = [*['hooks']*bool(hooks), *(k for k, v in has.items() if isinstance(v, torch.Tensor))]
+        if kept: doubts.append(f'{", ".join(kept)} of {type(m).__name__}: what they hold was not compared')
+    return parts, doubts
+
 # %% ../nbs/lib/28_nets.ipynb #bffe5f08
 _WRAPPED = 'state_dict', 'model_state_dict', 'model'
 
@@ -98,8 +141,10 @@ def read_weights(
         raise mistake('weights', as_text(path), 'a readable weights file', 'Save a state dict again.',
                       f'one that is cut short, of another format, or holds more than tensors, which is refused '
                       f'({type(e).__name__})') from e
-    state = next((state[k] for k in _WRAPPED if isinstance(state, dict) and isinstance(state.get(k), dict)), state)
-    if isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values()): return state
+    def is_state(d): return isinstance(d, dict) and d and all(isinstance(v, torch.Tensor) for v in d.values())
+    inner = {k: v for k, v in state.items() if is_state(v)} if isinstance(state, dict) else {}
+    state = next((inner[k] for k in _WRAPPED if k in inner), [*inner.values()][0] if len(inner) == 1 else state)
+    if is_state(state): return state
     raise mistake('weights', as_text(path), 'a file with a state dict of tensors',
                   'Save one with torch.save(model.state_dict(), path).', 'a file without one')
 
@@ -198,8 +243,8 @@ def _no_model(folder):
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 _Tile = Annotated[int, msgspec.Meta(ge=64, le=16384, multiple_of=32)]
-_Mean = Annotated[float, msgspec.Meta(ge=-255, le=255)]
-_Std = Annotated[float, msgspec.Meta(gt=0, le=255)]
+_Mean = Annotated[float, msgspec.Meta(ge=-2, le=2)]                        # for values 0…1
+_Std = Annotated[float, msgspec.Meta(gt=0, le=2)]
 
 class _SavedClasses(msgspec.Struct):
     "A label space in JSON."
@@ -218,6 +263,15 @@ class SavedModel(msgspec.Struct):
     base_weights: str|None
     tile: _Tile|None = None
     format: Literal[1] = 1
+
+def check_saved(
+    d:dict, # as `Segmenter.to_dict` gives it
+)->tuple: # its mean, std and size_hw in plain values
+    "Refuse to describe a model by values that could not be read back."
+    try: return (m := msgspec.convert(jsonable(d), SavedModel)).mean, m.std, m.size_hw
+    except msgspec.ValidationError as e:
+        k = re.search(r'\$\.(\w+)|$', str(e))[1] or 'model'
+        raise mistake(k, d.get(k), 'what can be read back (mean and std of photos 0…1)', got=one_line(e)) from None
 
 # %% ../nbs/lib/28_nets.ipynb #33758052
 @contextlib.contextmanager
@@ -244,8 +298,7 @@ def ask_hub_once(
     "Fail at once, not after six tries, where there is no network."
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    with contextlib.suppress(HfHubHTTPError,
-                             HFValidationError):                           # an answer, or no name for the hub
+    with contextlib.suppress(HfHubHTTPError, HFValidationError):            # an answer, or no name for the hub
         if isinstance(try_to_load_from_cache(repo, 'config.json', revision=revision), str): return
         get_hf_file_metadata(hf_hub_url(repo, 'config.json', revision=revision))
 
@@ -307,14 +360,12 @@ def hub_config(
         except Exception as e:                                # validators of transformers have their own kinds
             raise mistake('name', as_text(name), 'a model that transformers knows',
                           'Give a model type, a folder with config.json, or a name on the hub.',
-                          f'an error ({_line(e)})') from e
+                          f'an error ({one_line(e, 160)})') from e
     unknown = [k for k in options if not hasattr(config, k)]
     if unknown:
         raise mistake(unknown[0], options[unknown[0]],
                       f'an option of {type(config).__name__}{did_you_mean(unknown[0], config.to_dict())}')
     return config
-
-def _line(e): return as_text(' '.join(str(e).split()))[:160]
 
 # %% ../nbs/lib/28_nets.ipynb #78762983
 def hub_net(
@@ -335,12 +386,12 @@ def hub_net(
     except ConnectionError: raise
     except Exception as e:                                              # safetensors and torch have their own kinds
         raise mistake('weights', as_text(weights), f'readable weights for {config.model_type}',
-                      'Save them again, or pass weights=None.', f'an error ({type(e).__name__}: {_line(e)})') from e
+                      'Save them again, or pass weights=None.', f'an error ({type(e).__name__}: {one_line(e)})') from e
     wrong, missing = ([k if isinstance(k, str) else k[0] for k in info[f'{w}_keys']] for w in ('mismatched', 'missing'))
     if strict and (wrong or missing):
         raise mistake('weights', as_text(weights), 'tensors that fit its own configuration', 'Save the model again.',
                       f'{", ".join(sorted(wrong + missing)[:3])} {"of another shape" if wrong else "missing"}: an old '
-                      'head kept after the classes changed, or a file of another model')
+                      'head, another model, or a net changed after it was built: change it again, then load_weights')
     if wrong:
         warnings.warn(f'{weights} was trained for other classes: {", ".join(sorted(wrong)[:3])} start from random '
                       'values and need training.')
@@ -369,15 +420,16 @@ def processor_stats(
     if weights is None: return IMAGENET_MEAN, IMAGENET_STD
     file = Path(weights)/'preprocessor_config.json'
     if not os.path.isdir(weights):
-        with contextlib.suppress(HfHubHTTPError, LocalEntryNotFoundError,
-                                 OfflineModeIsEnabled):   # not every model has one
+        with contextlib.suppress(HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled):   # not all have one
             file = Path(hf_hub_download(weights, 'preprocessor_config.json'))
     return _stats(read_json(file) if file.is_file() else {})
 
 def _stats(d):
-    "(mean, std) in the words of transformers' image processors."
-    if d.get('do_normalize') is False: return (0., 0., 0.), (1., 1., 1.)
-    return d.get('image_mean') or IMAGENET_MEAN, d.get('image_std') or IMAGENET_STD
+    "(mean, std) for values 0…1, in the words of transformers' image processors."
+    mean, std = d.get('image_mean') or IMAGENET_MEAN, d.get('image_std') or IMAGENET_STD
+    if d.get('do_normalize') is False: mean, std = (0., 0., 0.), (1., 1., 1.)
+    scale = 255*d.get('rescale_factor', 1/255) if d.get('do_rescale', True) else 255
+    return (mean, std) if abs(scale - 1) < 1e-6 else ([m/scale for m in mean], [s/scale for s in std])
 
 # %% ../nbs/lib/28_nets.ipynb #4f13946f
 _TIMM = {'drop_rate', 'drop_path_rate', 'attn_drop_rate', 'proj_drop_rate', 'img_size', 'dynamic_img_size',
@@ -416,7 +468,7 @@ def smp_net(
     try: return smp.MODEL_ARCHITECTURES_MAPPING[arch](**config | dict(encoder_weights=None, activation=None) | changes)
     except Exception as e:                                              # each encoder fails in its own way
         raise mistake('file', as_text(file), 'the configuration of a net of smp', 'Save the model again.',
-                      f'an error ({_line(e)})') from e
+                      f'an error ({one_line(e, 160)})') from e
 
 # %% ../nbs/lib/28_nets.ipynb #54fe06e0
 def write_net(
@@ -488,4 +540,4 @@ def describe_foreign_model(
                                SavedModel)
     except (msgspec.ValidationError, ValueError, TypeError, AttributeError) as e:
         raise mistake('folder', as_text(folder), 'a model that we can read', 'Save it again.',
-                      f'an error ({_line(e)})') from e
+                      f'an error ({one_line(e, 160)})') from e

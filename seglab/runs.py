@@ -8,7 +8,7 @@ __all__ = ['last_checkpoint', 'complete_checkpoint', 'drop_incomplete', 'history
            'begin_run', 'clear_run']
 
 # %% ../nbs/lib/23_runs.ipynb #443f2b5e
-import csv, functools, hashlib, io, json, math, re, shutil, sys, sysconfig, types
+import csv, functools, hashlib, io, json, math, re, shutil, types
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch.utils.data import ConcatDataset, Subset
 from .files import UserError, as_text, disk_sentence, jsonable, mistake, read_json, sweep, to_json, write_json
 from .labels import explain_error, own_random
 from .dataset import ByEpoch
+from .nets import is_library, put_on
 from .model import Segmenter
 from .recipes import Recipe
 
@@ -143,14 +144,6 @@ def fingerprint(
     return h.hexdigest(), doubts
 
 # %% ../nbs/lib/23_runs.ipynb #077787e4
-_LIBRARIES = tuple(sysconfig.get_paths()[k] for k in ('stdlib', 'purelib', 'platlib'))
-
-def _is_library(module):
-    "Does a module belong to Python or to an installed package?"
-    file = getattr(sys.modules.get(module), '__file__', None)
-    ours = (module or '').partition('.')[0] == 'seglab'                      # wherever it is installed
-    return ours or module in sys.builtin_module_names or bool(file) and file.startswith(_LIBRARIES)
-
 def _contents(x, doubts):
     "What an object consists of, in a fixed order."
     if isinstance(x, torch.Tensor): return [weights_digest({'': x})]
@@ -162,7 +155,7 @@ def _contents(x, doubts):
     if isinstance(x, types.MethodType): return [x.__self__, x.__func__]
     if isinstance(x, types.CodeType): return [x.co_code, x.co_names, [c for c in x.co_consts if c != x.co_name]]
     builtin = isinstance(x, (types.BuiltinFunctionType, types.ModuleType))
-    if builtin or isinstance(x, (types.FunctionType, type)) and _is_library(x.__module__):
+    if builtin or isinstance(x, (types.FunctionType, type)) and is_library(x.__module__):
         return [getattr(x, '__module__', ''), getattr(x, '__qualname__', '') or x.__name__, _cells(x)]
     if isinstance(x, types.FunctionType): return _function_parts(x, doubts)
     if isinstance(x, (staticmethod, classmethod)): return [type(x).__name__, x.__func__]
@@ -171,7 +164,7 @@ def _contents(x, doubts):
         return [x.__qualname__, *x.__bases__, {k: v for k, v in vars(x).items() if k not in _NO_PART and not
                 isinstance(v, types.MemberDescriptorType) and (k[:2] != '__' or isinstance(v, types.FunctionType))}]
     slots = [n for c in type(x).__mro__ for n in np.atleast_1d(getattr(c, '__slots__', ())).tolist() if hasattr(x, n)]
-    if hasattr(x, '__dict__') or slots and not _is_library(type(x).__module__):
+    if hasattr(x, '__dict__') or slots and not is_library(type(x).__module__):
         return [type(x), {k: v for k, v in getattr(x, '__dict__', {}).items() if k != 'training'},
                 *((n, getattr(x, n)) for n in slots if n != '__dict__')]
     doubts.append(type(x).__name__)
@@ -193,9 +186,9 @@ def _function_parts(f, doubts):
     read = {n: f.__globals__[n] for n in sorted(names) if n in f.__globals__}
     for n, m in [(n, m) for n, m in read.items() if isinstance(m, types.ModuleType)]:
         del read[n]
-        if not _is_library(m.__name__): read |= {f'{n}.{a}': vars(m)[a] for a in sorted(names) if a in vars(m)}
+        if not is_library(m.__name__): read |= {f'{n}.{a}': vars(m)[a] for a in sorted(names) if a in vars(m)}
     for n, v in list(read.items()):
-        if isinstance(v, _VALUES) or not _is_library((v if isinstance(v, type) else type(v)).__module__): continue
+        if isinstance(v, _VALUES) or not is_library((v if isinstance(v, type) else type(v)).__module__): continue
         if not isinstance(v, type) and not callable(v): doubts.append(type(v).__name__)
         del read[n]
     return [f.__code__, f.__defaults__, f.__kwdefaults__, _cells(f), read]
@@ -320,16 +313,14 @@ def find_settings(
                  data_digest=data_found, loss=loss.name, loss_digest=loss_found)
     try: settings = msgspec.convert(jsonable(found | asked), Settings)
     except msgspec.ValidationError as e: raise mistake('arguments', e, 'values that fit takes') from None
-    return settings, doubts + [f'{d} in the loss: it was not compared' for d in more]
+    return settings, doubts + put_on(model)[1] + [f'{d} in the loss: it was not compared' for d in more]
 
 def _starting_point(model):
     "Digests of what a model is at its starting point."
     config, state = getattr(model.net, 'config', None), model.state_dict()
     config = config.to_diff_dict() if hasattr(config, 'to_diff_dict') else config
     norms = tuple(n + '.' for n, m in model.named_modules() if 'norm' in type(m).__name__.lower())
-    own = [(type(m), {k: v for k, v in vars(m).items() if k != 'training' and isinstance(v, (int, float, str, tuple))})
-           for m in model.net.modules() if not _is_library(type(m).__module__)]
-    looks = repr(model.net), jsonable(_settled(config)), model.mean, model.std, own
+    looks = repr(model.net), jsonable(_settled(config)), model.mean, model.std, put_on(model)[0]
     return dict(architecture=fingerprint(looks)[0], start=weights_digest(state),
                 start_norms=weights_digest({k: v for k, v in state.items() if norms and k.startswith(norms)}))
 
@@ -343,8 +334,9 @@ def _own_code(loss):
     return [(f, loss.factors) for f in loss.funcs if not f.__module__.startswith('seglab.') or f.__closure__]
 
 # %% ../nbs/lib/23_runs.ipynb #7752ac9c
-_IN_WORDS = dict(start='the weights to start from', architecture="the net's layers or dropout, or its mean and std",
-                 trainable='which weights are trained', data_digest='the photos, masks or transforms',
+_IN_WORDS = dict(start='the weights to start from', trainable='which weights are trained',
+                 architecture="the net's layers, dropout or hooks, or its mean and std",
+                 data_digest='the photos, masks or transforms',
                  loss_digest="the loss' code, attributes or class weights")
 
 def setting_differences(

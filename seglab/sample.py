@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 # %% ../nbs/lib/16_sample.ipynb #14e9807a
-from .files import mistake, write_atomic
+from .files import check_out, mistake, write_atomic
 from .images import IGNORE
 from .raster import mask_to_rle
 
@@ -336,7 +336,7 @@ def make_sample(
     broken:bool=False, # add one of every broken annotation and photo?
 )->Path: # the folder
     "Write a drawn COCO data set: `annotations/instances_sample.json` and the photos in `sample`."
-    out = Path(out)
+    check_out(out := Path(out), 'annotations')
     folder = out/'sample'
     for d in (folder, out/'annotations'): d.mkdir(parents=True, exist_ok=True)
     coco = dict(info=dict(description='Scenes drawn by seglab', version='1.0', year=2026),

@@ -288,9 +288,12 @@ def _timed(plan, minutes, asked, *given):
 def _open_run(job, resume, about):
     "Write config.json, or compare with the one there; what it holds."
     path, file = job.path, job.path/'config.json'
-    if file.is_file() and not resume: clear_run(path)
+    cleared = file.is_file() and not resume
+    if cleared: clear_run(path)
     if not file.is_file():
-        if any(p.name != '.lock' for p in path.iterdir()):
+        there = sorted(as_text(p.name) for p in path.iterdir() if p.name != '.lock')
+        if there and cleared: job.lines.say(f'note: of the run before these stay: {", ".join(there)}')
+        elif there:
             raise mistake('out', str(path), 'an empty folder or a run of ours', 'Give another out= or name=.')
         begin_run(path, job.settings, **about)
         return Run(path).config

@@ -8,6 +8,7 @@ from seglab.comparison import Comparison, MIN_PHOTOS, bootstrap_ious, Evaluation
 from seglab.costs import measure_costs
 from seglab.intervals import interval, spread
 from seglab.dataset import LabelSpace, SegDataset
+from seglab.files import UserError
 from seglab.images import IGNORE
 from seglab.metrics import renamed
 from seglab.model import Segmenter
@@ -590,3 +591,12 @@ def test_no_number_is_no_answer(ds):
     broken = model(1)
     next(broken.parameters()).data.fill_(float('nan'))
     with pytest.raises(ValueError, match='finite logits; got NaN or infinity for photo'): evaluate(broken, ds)
+
+@pytest.mark.parametrize('kw', [dict(n_images=-1), dict(n_images=0), dict(n_images=2.5), dict(batch_size=0), dict(workers=-1), dict(workers='x'), dict(device='cud')], ids=str)
+def test_amounts_that_cannot_be_meant(kw, ds):
+    "n_images=-1 once scored all photos but the last."
+    with pytest.raises(UserError, match=f'{next(iter(kw))}='): evaluate(model(1), ds, **kw)
+
+@pytest.mark.parametrize('kw', [dict(n_boot=0), dict(n_boot=-1), dict(confidence=95), dict(confidence=0), dict(confidence=float('nan')), dict(seed=-1)], ids=str)
+def test_bootstraps_that_cannot_be_meant(kw):
+    with pytest.raises(UserError, match=f'{next(iter(kw))}='): Comparison({}, **kw)

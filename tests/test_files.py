@@ -233,3 +233,25 @@ def test_no_bar_in_a_log(capsys):
     assert capsys.readouterr().err == ''
     list(progress_bar(range(3), desc='count', show=True, delay=0))
     assert 'count' in capsys.readouterr().err
+
+
+def grown(path):
+    with files.growing(path) as f: f.write(b'1')
+
+
+@pytest.mark.parametrize('make', [lambda p: files.write_atomic(p, b'1'), lambda p: files.write_json(p, {}), grown, lambda p: files.new_folder(p).__enter__(),
+                                  lambda p: files.check_out(p), lambda p: files.check_out(p, 'mark.json')])
+def test_a_link_to_nothing_is_not_replaced(make, tmp_path):
+    (tmp_path/'link').symlink_to(tmp_path/'gone')
+    with pytest.raises(UserError, match="out=.*a link to nothing"):
+        make(tmp_path/'link')
+    assert os.readlink(tmp_path/'link') == str(tmp_path/'gone') and os.listdir(tmp_path) == ['link']
+
+
+def test_whose_folder_it_is(tmp_path):
+    files.check_out(tmp_path, 'mark.json'); files.check_out(tmp_path/'new', 'mark.json')
+    (tmp_path/'thesis.tex').touch()
+    for out in (tmp_path, tmp_path/'thesis.tex'):
+        with pytest.raises(UserError, match='out='): files.check_out(out, 'mark.json')
+    (tmp_path/'mark.json').touch()
+    files.check_out(tmp_path, 'mark.json')

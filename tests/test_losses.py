@@ -56,3 +56,24 @@ def test_a_loss_of_ones_own_is_taken_as_it_is(batch):
     loss = get_loss(lambda logits, labels: F.cross_entropy(logits, labels, ignore_index=IGNORE))
     assert isinstance(loss, SegLoss) and get_loss(loss) is loss
     torch.testing.assert_close(loss(*batch), get_loss('ce')(*batch))
+
+
+@pytest.mark.parametrize('loss', ['0*ce', '0.*ce+dice', '1e999*ce', '1.2.3*ce', '1e*ce', 'ce+', 'CE'])
+def test_a_factor_is_a_number_above_0(loss):
+    with pytest.raises(UserError, match='loss='): get_loss(loss)
+
+
+def test_class_weights_of_pandas_and_with_a_gradient():
+    import pandas as pd
+    assert get_loss('ce', SPACE, pd.Series({'car': 10., 'sky': 1., 'road': 2.})).weight.tolist() == [1, 2, 10]     # by name, in any order
+    for w in (pd.Series([1., 2., 3.]), torch.tensor([1., 2, 3], requires_grad=True)): assert get_loss('ce', SPACE, w).weight.tolist() == [1, 2, 3]
+
+
+def test_a_loss_that_is_a_module_follows_its_input_and_has_nothing_to_train():
+    weighed = torch.nn.CrossEntropyLoss(weight=torch.ones(3), ignore_index=IGNORE)
+    moved = []
+    weighed.to = lambda device: moved.append(device.type) or weighed
+    get_loss(weighed)(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4))
+    assert moved == ['cpu']
+    weighed.temperature = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(UserError, match='requires_grad_'): get_loss(weighed)

@@ -340,3 +340,25 @@ def test_the_code_of_the_card_gives_the_same_mask_without_seglab(tmp_path):
         theirs = np.load(mask)
         assert ours.shape == theirs.shape == (150, 203) and len(np.unique(ours)) > 1, (kind, size_hw)
         assert (ours == theirs).all(), f'{kind} {size_hw}: {(ours != theirs).sum()} pixels differ'
+
+@pytest.mark.parametrize('kw', [dict(std=(0, 0, 0)), dict(std=(float('nan'),)*3), dict(mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4)), dict(mean=(.5, .5)), dict(mean=.5), dict(size_hw=0), dict(size_hw=(64,)),
+                                dict(size_hw=(-64, 64)), dict(size_hw=(64.5, 64)), dict(size_hw='64'), dict(name=3)], ids=str)
+def test_preprocessing_that_cannot_be_meant(kw):
+    "std=0 once answered class 0 everywhere, and '64' was (6, 4)."
+    with pytest.raises(UserError, match=f'{next(iter(kw))}=.*expected'): Segmenter(nn.Conv2d(3, 3, 1), NAMES, **kw)
+
+def test_preprocessing_in_other_kinds_of_numbers():
+    s = Segmenter(nn.Conv2d(3, 3, 1), NAMES, np.array([.5, .5, .5], np.float32), torch.full((3,), .25), size_hw=np.int64(64))
+    assert s.mean == (.5,)*3 and s.std == (.25,)*3 and s.size_hw == (64, 64)
+
+@pytest.mark.parametrize('there', ['run', 'README.md', 'link'])
+def test_a_folder_of_somebody_else_is_left_alone(there, tmp_path):
+    "A model saved into a run's folder replaced the run's config.json."
+    out, s = tmp_path/'out', tiny()
+    s.save_pretrained(out)
+    if there == 'link': (out/'config.json').unlink(); (out/'config.json').symlink_to(tmp_path/'gone')
+    elif there == 'run': (out/'seglab.json').unlink(); (out/'history.csv').touch()
+    else: out = tmp_path/'project'; out.mkdir(); (out/there).write_text('mine')
+    before = {p: p.lstat().st_mtime_ns for p in tmp_path.rglob('*')}
+    with pytest.raises(UserError, match='out='): s.save_pretrained(out)
+    assert before == {p: p.lstat().st_mtime_ns for p in tmp_path.rglob('*')}

@@ -1,5 +1,5 @@
 "Nets from files of strangers: checkpoints with prefixes, pickles, lying safetensors, configurations that would run or fetch something."
-import json, re, struct
+import copy, json, re, struct
 from pathlib import Path
 import pytest, torch
 
@@ -15,7 +15,7 @@ from support.tiny import Bomb, NAMES, SEGFORMER, edit, tiny
 
 PREFIXES = '', 'module.', 'model.', '_orig_mod.', 'net.', 'segmenter.net.', 'module._orig_mod.net.', 'model.net.', '_orig_mod.module.'
 
-@pytest.mark.parametrize('wrap', [None, 'state_dict', 'model_state_dict', 'model'])
+@pytest.mark.parametrize('wrap', [None, 'state_dict', 'model_state_dict', 'model', 'network'])
 def test_checkpoints_of_other_trainers_load(wrap, tmp_path):
     s = tiny()
     own = s.net.state_dict()
@@ -254,3 +254,21 @@ print(sorted(set(loaded)))
     assert done.returncode == 0, done.stderr
     assert server.asked == [], server.asked
     assert {'good', 'foreign', 'bin', 'smp1'} <= set(re.findall(r"'(\w+)'", done.stdout))
+
+@pytest.mark.parametrize('processor, want', [(dict(image_mean=[.5]*3, image_std=[.25]*3), (.5, .25)), (dict(image_mean=[127.5]*3, image_std=[51.]*3, do_rescale=False), (.5, .2)),
+                                             (dict(image_mean=[1.]*3, image_std=[.5]*3, rescale_factor=1/127.5), (.5, .25)), (dict(do_normalize=False, do_rescale=False), (0, 1/255))])
+def test_a_processor_may_scale_otherwise(processor, want, tmp_path):
+    "Its mean and deviation are of what it makes of bytes; they were taken as of photos 0…1."
+    tiny().net.save_pretrained(tmp_path/'hf')
+    (tmp_path/'hf'/'preprocessor_config.json').write_text(json.dumps(processor))
+    s = Segmenter.from_pretrained(tmp_path/'hf')
+    assert s.mean == pytest.approx([want[0]]*3) and s.std == pytest.approx([want[1]]*3)
+
+def test_a_net_changed_after_it_was_built_is_loaded_by_its_owner(tmp_path):
+    s = tiny()
+    s.net.decode_head.classifier = torch.nn.Sequential(torch.nn.Conv2d(16, 8, 1), torch.nn.Conv2d(8, 3, 1))
+    folder = s.save_pretrained(tmp_path/'m')
+    torch.save(s.net.state_dict(), folder/'best_model.pth')
+    with pytest.raises(UserError, match='load_weights'): Segmenter.from_pretrained(folder)
+    again = Segmenter(copy.deepcopy(s.net).requires_grad_(False).apply(lambda m: [p.zero_() for p in m.parameters(False)]), NAMES).load_weights(folder/'best_model.pth')
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in s.state_dict().items())

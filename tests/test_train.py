@@ -254,3 +254,11 @@ def test_a_net_of_ones_own(tmp_path):
     run = go(tmp_path/'r', Segmenter(nn.Conv2d(3, 3, 1), LABELS))
     assert torch.equal(run.load(net=nn.Conv2d(3, 3, 1)).net.weight, torch.load(run.best/'best_model.pth', weights_only=True)['weight'])
     with pytest.raises(UserError, match='Wrap'): go(tmp_path/'s', nn.Conv2d(3, 3, 1))
+
+
+def test_what_others_put_into_a_run_stays(tmp_path, capsys):
+    "resume=False once deleted the run, and refused the folder then, for what share_folder and export_onnx had written there."
+    go(tmp_path/'r')
+    (tmp_path/'r'/'notes.txt').write_text('mine'); (tmp_path/'r'/'share').mkdir()
+    assert go(tmp_path/'r', lr=2e-3, resume=False, progress=True).settings.lr == 2e-3
+    assert (tmp_path/'r'/'notes.txt').read_text() == 'mine' and 'of the run before these stay: notes.txt, share' in capsys.readouterr().out

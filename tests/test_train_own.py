@@ -1,5 +1,5 @@
 "What strangers do to `fit`: numbers of other kinds, losses that read what they like, nets that tie weights, data of their own."
-import types
+import functools, types
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from torch import nn
@@ -10,7 +10,8 @@ from seglab.dataset import SegDataset
 from seglab.files import UserError
 from seglab.model import Segmenter
 from seglab.nets import load_state
-from seglab.runs import fingerprint
+from seglab.losses import get_loss
+from seglab.runs import find_settings, fingerprint
 from seglab.train import fit
 from seglab.zoo import build_model
 from support.data import write_masks
@@ -157,3 +158,48 @@ def test_weights_of_a_run_and_of_a_file(tmp_path):
     for folder in (run.path, run.best): assert all(torch.equal(a, b) for a, b in zip(built(folder).net.state_dict().values(), run.load().net.state_dict().values()))
     with pytest.raises(UserError, match='load_weights'): built(run.best/'model.safetensors')
     with pytest.raises(FileNotFoundError, match='is a folder'): tiny().load_weights(run.path)
+
+
+# --- what is put on a net is part of it
+
+def classifier(model): return model.net.decode_head.classifier
+
+def twice(module, x, y): return 2*y
+
+def doubled(model): head, f = classifier(model), classifier(model).forward; head.forward = lambda x: 2*f(x)
+
+class Mine(Segmenter):
+    def normalize(self, x): return 2*super().normalize(x)
+
+PUT = {'forward hook': lambda m: classifier(m).register_forward_hook(twice), 'hook on the whole': lambda m: m.register_forward_hook(twice),
+       'pre-hook': lambda m: classifier(m).register_forward_pre_hook(lambda m, x: (2*x[0],)), 'backward hook': lambda m: classifier(m).register_full_backward_hook(lambda m, x, y: (0*x[0],)),
+       'hook of a tensor': lambda m: classifier(m).weight.register_hook(lambda g: 0*g), 'hook behind the gradient': lambda m: classifier(m).weight.register_post_accumulate_grad_hook(lambda p: p.grad.zero_()),
+       'method replaced': doubled, 'subclass': lambda m: setattr(m, '__class__', Mine)}
+
+def identity(model): return find_settings(model, DATA, get_loss())
+
+@pytest.mark.parametrize('kind', PUT)
+def test_what_is_put_on_a_net_is_part_of_a_run(kind):
+    "It decides the weights, and a finished run once came back without it."
+    plain, model = tiny(), tiny()
+    PUT[kind](model)
+    (a, _), (b, doubts) = identity(plain), identity(model)
+    assert a.architecture != b.architecture == identity(model)[0].architecture and any('hooks' in d for d in doubts) == ('hook' in kind)
+
+
+def test_a_hook_is_its_code_and_its_numbers():
+    "One that collects activations is the same after a thousand photos."
+    def collected(k, seen):
+        model = tiny()
+        classifier(model).register_forward_hook(lambda m, x, y: seen.append(k*y))
+        return identity(model)[0].architecture
+    assert collected(2, []) == collected(2, [torch.ones(1)]) != collected(3, [])
+
+
+@pytest.mark.parametrize('held', [F.gelu, lambda y: y, [1, 2], dict(a=1), functools.partial(F.leaky_relu, negative_slope=.1)], ids=str)
+def test_what_a_net_of_ones_own_holds_is_part_of_a_run(held):
+    def found(x):
+        model = Segmenter(Conv(), LABELS)
+        model.net.held = x
+        return identity(model)[0].architecture
+    assert found(held) != found(F.relu) == found(F.relu)
