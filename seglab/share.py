@@ -22,7 +22,7 @@ import torch
 
 # %% ../nbs/lib/33_share.ipynb #e945d34a
 from .files import (
-    UserError, as_text, disk_errors, md, mistake, new_folder, progress_bar, read_json, to_json, unique_names,
+    UserError, as_text, check_out, disk_errors, md, mistake, new_folder, progress_bar, read_json, to_json, unique_names,
     versions, write_atomic, write_csv, write_json)
 from .images import encode_image, encode_mask, read_image
 from .names import find_images
@@ -141,15 +141,6 @@ def _pack(files, folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, f if isinstance(f, bytes) else f.read_bytes())
 
-# %% ../nbs/lib/33_share.ipynb #54ff67f0
-def _check_out(out, mark):
-    "Refuse a folder to write to that holds somebody else's files."
-    if os.path.lexists(out) and not out.is_dir():
-        raise mistake('out', str(out), 'a folder', 'Give another name.', 'a file, or a link to nothing')
-    if (there := sorted(os.listdir(out)) if out.is_dir() else []) and not (out/mark).is_file():
-        raise mistake('out', str(out), f'a new or empty folder, or one with our {mark}', 'Give a new folder.',
-                      f'other things ({as_text(", ".join(there[:3]))}{", …" if len(there) > 3 else ""})')
-
 # %% ../nbs/lib/33_share.ipynb #54ff67f4
 def share_folder(
     model, # a `Run`, a run folder, a saved model, a name on the Hub, or a `Segmenter`
@@ -160,7 +151,7 @@ def share_folder(
     path = _folder_of(model)
     if out is None and path is None: raise mistake('out', None, 'a folder, for this model has none of its own')
     out, files = Path(out or path/'share'), files_to_share(model, **card)
-    _check_out(out, 'share.json')
+    check_out(out, 'share.json')
     ours = read_json(out/'share.json', _Listed).files if (out/'share.json').exists() else []
     if extra := {p.relative_to(out).as_posix() for p in out.rglob('*') if not p.is_dir()} - {'share.json', *ours}:
         raise mistake('out', str(out), 'only what we wrote', 'Move it away, or give a new folder.',
@@ -356,7 +347,8 @@ def export_onnx(
     path, model = _folder_of(model), Segmenter.from_any(model)
     if out is None and path is None: raise mistake('out', None, 'a file: this model has no folder of its own')
     out = Path(out or path)
-    if out.suffix != '.onnx': out = out/'model.onnx'
+    if out.suffix.lower() != '.onnx': out = out/'model.onnx'
+    check_out(out)
     _check_onnx_out(out)
     tile, model = model.tile, copy.deepcopy(model).cpu().float().eval()
     if tile: model.tile = model.size_hw = None                              # the graph answers one tile
@@ -509,7 +501,7 @@ def predict_files(
     "Masks for files, folders and patterns, each at its photo's own size."
     out, read = Path(out), partial(read_image, turn=True, **{} if max_pixels is None else dict(max_pixels=max_pixels))
     if coco not in (None, 'rle', 'polygon'): raise mistake('coco', coco, "None, 'rle' or 'polygon'")
-    _check_out(out, _MARK)
+    check_out(out, _MARK)
     paths = find_images(images, skip=out)
     if not paths: raise FileNotFoundError(f'all images given lie in {as_text(out)} itself; give another folder')
     root = os.path.commonpath([p.absolute().parent for p in paths])
