@@ -1,8 +1,8 @@
 """Do the intervals hold? Photos are drawn from populations whose true scores are known, and it is counted how often an
 interval holds the truth, how often the estimate lies in it, and how often equal models are called different.
 
-    intervals.py [--parts inside coverage equal several groups] [--photos 10 30 60]
-                 [--sets 1000] [--inside 2000] [--draws 200] [--out FILE]
+    intervals.py [--parts inside coverage equal several groups] [--photos 10 30]
+                 [--sets 2000] [--inside 2000] [--draws 2000] [--out FILE]
 
 Each row goes into the JSON file as soon as it is known; the parts of an earlier run that are not asked for stay.
 """
@@ -118,17 +118,17 @@ def by_groups(groups, share, sets, draws, least=4, most=16):
 def groups(sets, draws, sizes):
     "Coverage over so many groups, for each share of variance between groups."
     for g in (10, 20):
-        for share in (0, .1, .3, .6): yield by_groups(g, share, sets * 2 // 5, draws)
+        for share in (0, .1, .3, .6): yield by_groups(g, share, sets, draws)
 
 PARTS = dict(inside=inside, coverage=coverage, equal=equal, several=several, groups=groups)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS))
-    p.add_argument('--sets', type=int, default=1000)
+    p.add_argument('--sets', type=int, default=2000)
     p.add_argument('--inside', type=int, default=2000)
-    p.add_argument('--photos', type=int, nargs='+', default=[10, 30, 60])
-    p.add_argument('--draws', type=int, default=200)
+    p.add_argument('--photos', type=int, nargs='+', default=[10, 30])
+    p.add_argument('--draws', type=int, default=2000)
     p.add_argument('--out', type=Path, default=Path(__file__).resolve().parents[1]/'nbs/results/intervals.json')
     a = p.parse_args()
     for part in a.parts:

@@ -6,7 +6,8 @@ import json, runpy
 from pathlib import Path
 import numpy as np, pytest
 from seglab.comparison import MIN_PHOTOS, bootstrap_ious, verdict
-from seglab.intervals import Spread, class_pull, draw_runs, interval, joined, joint_confidence, seed_spread, spread, t_quantile
+from seglab.intervals import (
+    Spread, class_pull, draw_runs, interval, joined, joint_confidence, seed_spread, spread, squares_freedom, t_quantile)
 from support.faults import LONG
 
 simulation = runpy.run_path(str(Path(__file__).resolve().parents[1]/'bench/intervals.py'))
@@ -112,7 +113,32 @@ def test_a_class_on_few_photos_costs_freedom():
     rare = np.array([[0, 1, 100, 1000, 0], [1, 1, 500, 1000, 0], [2, 1, 900, 1000, 0]])
     rows = np.concatenate([common, rare]); rows[:, 4] = rows[:, 2]
     alone, both = (spread([r.astype(np.int32)], [1], np.arange(60), 2)[0] for r in (rows[:60], rows))
-    assert both.freedom < 5 < alone.freedom <= 59/2
+    assert both.freedom < 5 < alone.freedom <= 59
+
+def test_the_freedom_of_a_sum_of_squares():
+    "Twice the squared variance over the variance of a sample variance, with Fisher's kurtosis; never more than n - 1."
+    from scipy.stats import kurtosis
+    rng = np.random.default_rng(0)
+    for n in (4, 5, 10, 60):
+        for pull in (rng.normal(size=n), rng.exponential(size=n), rng.standard_t(2, n), rng.choice([-1, 1, 1], n)):
+            pull = pull - pull.mean()
+            freedom = squares_freedom(pull)
+            excess = kurtosis(pull, bias=False) if pull.any() else 0
+            assert 1 <= freedom <= n - 1 and np.isclose(freedom, 2 / (2/(n - 1) + max(excess, 0)/n)), (n, pull)
+            assert np.isclose(squares_freedom(-1e-3 * pull), freedom)
+    assert squares_freedom(np.zeros(9)) == 8 and squares_freedom(np.array([1., -1, 0])) == 1 < squares_freedom(np.eye(50)[0]) < 2
+
+@pytest.mark.parametrize('n', [10, 20])
+def test_photos_of_one_size_get_students_interval(n):
+    "Neither narrower nor wider than it has to be: a class of equal shares, where theory knows the answer."
+    from scipy.stats import t
+    rng, sets = np.random.default_rng(n), 2000
+    tp = rng.normal(600, 50, (sets, n)).round().astype(int)
+    rows = np.stack([np.tile(np.arange(n), (sets, 1)), 0*tp, tp, 0*tp + 1000, tp], 2).astype(np.int32)
+    error, freedom = np.array([spread([r], [1], np.arange(n), 1)[0] for r in rows]).T
+    held = np.mean(np.abs(tp.mean(1) / 1000 - .6) <= t.ppf(.975, freedom) * error)
+    print(f'{held:.1%} of {sets}')
+    assert abs(held - .955) < 3 * (.05 * .95 / sets)**.5
 
 def test_intervals_of_several_pairs_are_wider_the_fewer_photos():
     draws = np.random.default_rng(0).normal(0, .01, (3, 4000))
