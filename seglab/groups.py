@@ -163,7 +163,7 @@ def _alike_folders(names, looks, taken):
     drawn = np.random.default_rng(0).choice(members, (400, 2))
     own = [likeness(looks[a], looks[b]) for v in by.values() for a, b in list(zip(v, v[1:]))[:20]]
     two = [likeness(looks[a], looks[b]) for a, b in drawn if folder[a] != folder[b]]
-    return {i: folder[i] for i in members} if two and np.median(own) > np.quantile(two, .9) else {}
+    return {i: folder[i] for i in members} if np.median(own) > np.quantile(two, .9) else {}
 
 # %% ../nbs/lib/19_groups.ipynb #c744498e
 def group_photos(

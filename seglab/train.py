@@ -41,11 +41,7 @@ def _as_model(model, seed):
     "The model, built under the seed if it is a function."
     if callable(model) and not isinstance(model, nn.Module):
         with own_random(seed): model = model()
-    model = Segmenter.from_any(model)
-    if model.num_labels < 2:
-        raise mistake('model', model.name, 'at least two classes', 'Name the background too, or every answer is right.',
-                      f'only {model.label_space.names}')
-    return model
+    return Segmenter.from_any(model)
 
 # %% ../nbs/lib/25_train.ipynb #d5ae0095
 def _loss_of(loss, model, train, weights):

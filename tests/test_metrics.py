@@ -80,6 +80,16 @@ def test_boundary_of_tiny_masks_and_of_batches():
     one = np.ones((3, 1, 1), np.uint8)
     assert boundary_counts(one, one, 2).tolist() == [[0, 3], [0, 3]] and boundary_iou(boundary_counts(one, one, 2))['mean_boundary_iou'] == 1
 
+def test_what_is_ignored_is_in_no_band():
+    "Whatever is predicted there, even at the edge of the photo, which always belongs to a band."
+    truth = np.repeat(np.arange(4, dtype=np.uint8), 4)[None].repeat(16, 0)
+    truth[:, 8:] = 255
+    pred = truth.copy(); pred[:, 8:] = 0
+    other = pred.copy(); other[::2, 8:] = 3
+    counts = boundary_counts(pred, truth, 4)
+    assert (counts == boundary_counts(other, truth, 4)).all() and counts[0].tolist()[2:] == [0, 0]
+    assert (counts[0] == counts[1]).all()
+
 def test_a_bin_holds_its_upper_edge_and_the_first_one_zero():
     sure = torch.tensor([[[0., .2, .2001, .4, 1.]]])
     table = Calibration(5).update(torch.zeros_like(sure), sure, torch.zeros_like(sure)).table

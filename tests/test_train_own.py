@@ -196,7 +196,8 @@ def test_a_hook_is_its_code_and_its_numbers():
     assert collected(2, []) == collected(2, [torch.ones(1)]) != collected(3, [])
 
 
-@pytest.mark.parametrize('held', [F.gelu, lambda y: y, [1, 2], dict(a=1), functools.partial(F.leaky_relu, negative_slope=.1)], ids=str)
+@pytest.mark.parametrize('held', [F.gelu, lambda y: y, [1, 2], dict(a=1), functools.partial(F.leaky_relu, negative_slope=.1)],
+    ids=['function', 'lambda', 'list', 'dict', 'partial'])
 def test_what_a_net_of_ones_own_holds_is_part_of_a_run(held):
     def found(x):
         model = Segmenter(Conv(), LABELS)
