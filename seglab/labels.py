@@ -60,7 +60,7 @@ def check_labels(
         raise LabelError(str(mistake('ignore_index', ignore_index, f'none of the {K} classes, as an ignored class is '
                                      'never learned', f'Ignore {IGNORE} instead.')), 'ignore_is_class')
     good = x < K if x.dtype == np.uint8 else (x >= 0) & (x < K)
-    if good.all() and x.size: return
+    if good.all(): return
     fit = good if ignore_index is None else good | (x == ignore_index)
     if not fit.all(): raise _bad_batch(x, fit, K, ignore_index, names)
     if not good.any():

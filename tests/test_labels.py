@@ -124,9 +124,6 @@ def through_jpeg(m, path):
     lossy = io.BytesIO()
     Image.fromarray(m).save(lossy, 'JPEG')
     Image.open(lossy).save(path.with_suffix('.png'))
-def test_labels_without_a_pixel_are_refused():
-    with pytest.raises(LabelError, match='nothing but ignore'): check_labels(np.zeros((2, 0, 4), np.uint8), 3)
-
 def resized(how, *values, hw=(100, 100)): return [cv2.resize(m, (64, 64), interpolation=how) for m in blobs(*values, hw=hw)]
 def reduced(m): return np.where((m == 0) | (m == 255), 255, m - 1).astype(np.uint8)
 def classes(n): return [f'class {i}' for i in range(n)]
