@@ -220,7 +220,7 @@ def main(argv=None):
                         done |= dict(machine=machine(DEVICE), threads=1, versions=versions(), date=str(date.today()))
                         write_json(Path(a.out), done)
                         print(json.dumps(done['rows'][-1]), flush=True)
-                if data != 'camvid': done.setdefault('differences', []).extend(differences(data, kind, found, a.seeds))
+                if data != 'camvid': done.setdefault('differences', []).extend(length | r for r in differences(data, kind, found, a.seeds))
                 write_json(Path(a.out), done)
 
 
