@@ -356,8 +356,8 @@ def table(self:Comparison)->pd.DataFrame: # a row per model
                    'Dice': s['mean_dice'], 'boundary IoU': s.get('mean_boundary_iou'),
                    'pixel accuracy': s['overall_accuracy'], 'ECE': s.get('ece')}
         if c: rows[n] |= {'parameters (M)': c['parameters'] / 1e6, 'GFLOPs': c['flops'] / 1e9,
-                          'latency (ms)': c['latency_ms'], 'photos/s': c['images_per_second'],
-                          'memory (MiB)': c['peak_memory_bytes'] / 2**20}
+                          'latency (ms)': round(c['latency_ms'], 2), 'photos/s': round(c['images_per_second'], 1),
+                          'memory (MiB)': round(c['peak_memory_bytes'] / 2**20, 1)}
     return pd.DataFrame(rows).T.dropna(axis=1, how='all')
 
 @patch(as_prop=True)

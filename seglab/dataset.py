@@ -26,14 +26,14 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 
 # %% ../nbs/01_dataset.ipynb #2361575e
 from .files import as_text, mistake
-from .images import IGNORE, LabelError, check_size, read_image, read_mask
+from .images import IGNORE, LabelError, check_size, read_mask
 from .photos import COCO80
 from .packed import load_packed, mixed_sizes, open_packed, pack_if_it_fits, read_prepared
 from .masks import legend, overlay, palette, show_image
 from .labels import check_labels, unknown_ids_error
 from .own import (
     CAMVID, as_sample, augment, check_map_style, check_photo, class_groups, color_table, deal, epoch_holders,
-    folder_stems, group_of, is_whole, known_groups, look_through, pair_stems, photo_size, read_color_mask)
+    folder_stems, group_of, is_whole, known_groups, look_through, pair_stems, photo_size, read_color_mask, read_photo)
 
 # %% ../nbs/01_dataset.ipynb #c1ae9112
 from .own import check_dataset, check_samples, check_tfms, class_counts, class_weights, make_loader, show_counts
@@ -243,7 +243,7 @@ def raw(self:SegDataset,
     if self._packed:
         if self._arrays is None: self._arrays = load_packed(self.path)  # in a freshly spawned worker
         image, mask = self._arrays[0][self._rows[i]].copy(), self._arrays[1][self._rows[i]]
-    else: image, mask = read_image(self.files[0][i]), self.mask_values(i, image_too=False)
+    else: image = read_photo(self.files[0][i], (mask := self.mask_values(i, image_too=False)).shape)
     _same_size(self.stems[i], image.shape[:2], mask.shape)
     return image, self.label_space.encode(mask, f"mask {self.stems[i]!r}")
 
@@ -259,7 +259,7 @@ def mask_values(self:SegDataset,
     "The values of one mask, before the label space."
     if self._packed: return (load_packed(self.path) if self._arrays is None else self._arrays)[1][self._rows[i]]
     mask = read_mask(self.files[1][i]) if self._colors is None else read_color_mask(self.files[1][i], self._colors)
-    if image_too: _same_size(self.stems[i], photo_size(self.files[0][i]), mask.shape)
+    if image_too: _same_size(self.stems[i], photo_size(self.files[0][i], mask.shape), mask.shape)
     return mask
 
 # %% ../nbs/01_dataset.ipynb #1198ac2d

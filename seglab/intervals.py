@@ -215,4 +215,4 @@ def could_show(
     if not np.isfinite(high): return []                                                # no class was met
     some = f'{low:.4f}' + f" to {high:.4f} (the latter for {' and '.join(pair)})" * (len(found) > 1)
     return [f'These {n:,} {unit} could have shown a difference of {some} mean IoU in four cases of five; '
-            f'a smaller one takes more {unit}: `seglab plan` says how many.']
+            f'a smaller one takes more {unit}: seglab plan says how many.']

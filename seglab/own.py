@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CAMVID', 'PRESETS', 'is_background', 'is_whole', 'class_groups', 'part_of', 'group_of', 'known_groups',
-           'folder_stems', 'pair_stems', 'photo_size', 'deal', 'Colors', 'color_table', 'read_color_mask', 'Parts',
-           'look_through', 'epoch_holders', 'check_map_style', 'as_sample', 'check_photo', 'augment', 'check_tfms',
-           'class_counts', 'class_weights', 'show_counts', 'check_dataset', 'check_samples', 'make_loader']
+           'folder_stems', 'pair_stems', 'photo_size', 'read_photo', 'deal', 'Colors', 'color_table', 'read_color_mask',
+           'Parts', 'look_through', 'epoch_holders', 'check_map_style', 'as_sample', 'check_photo', 'augment',
+           'check_tfms', 'class_counts', 'class_weights', 'show_counts', 'check_dataset', 'check_samples',
+           'make_loader']
 
 # %% ../nbs/lib/19_own.ipynb #f2e4b3fe
 import os, random, warnings
@@ -24,7 +25,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 # %% ../nbs/lib/19_own.ipynb #b2a3a360
 from .files import did_you_mean, hide_script, mistake, unique_names
-from .images import IGNORE, LabelError
+from .images import IGNORE, LabelError, image_orientation, read_image
 from .names import list_images, pair_files
 from .photos import COCO80, VOC20, split_of
 from .labels import (
@@ -193,13 +194,23 @@ def pair_stems(
 
 def photo_size(
     path, # a picture
+    like:tuple=None, # (H, W) of its mask: a photo that fits it only when turned as its EXIF note says is turned
 )->tuple: # (H, W)
     "A photo's size, from its header."
     try:
-        with Image.open(path) as im: return im.size[::-1]
+        with Image.open(path) as im: h, w = im.size[::-1]
+        return (w, h) if (w, h) == like != (h, w) and image_orientation(path) > 4 else (h, w)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         got = f'a file that cannot be read ({str(e)[:60]})'
         raise mistake('photo', Path(path).name, 'a picture', 'Replace it or remove it.', got) from None
+
+def read_photo(
+    path, # a picture
+    like:tuple, # (H, W) of its mask
+)->np.ndarray: # (H,W,3) uint8 RGB
+    "A photo as it is stored, or turned as its EXIF note says where it fits its mask only so."
+    photo = read_image(path)
+    return photo if photo.shape[:2] == like or photo.shape[1::-1] != like else read_image(path, turn=True)
 
 # %% ../nbs/lib/19_own.ipynb #83f00f30
 def deal(

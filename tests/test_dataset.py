@@ -108,6 +108,20 @@ def test_a_photo_of_another_size_than_its_mask_is_found_by_the_scan(tmp_path):
     assert refused("photo 'b' is (5, 5) and its mask (16, 20)", check_dataset, ds).cause == 'size'
     refused("photo 'b'", ds.raw, 1)
 
+@pytest.mark.parametrize('note', [5, 6, 7, 8])
+def test_a_photo_on_its_side_is_turned_to_its_mask(tmp_path, note):
+    "As a phone stores it: the mask was drawn on the upright photo. Without a note it is refused."
+    upright = np.arange(16*20*3, dtype=np.uint8).reshape(16, 20, 3)
+    photos, masks = write(tmp_path, {'a': half(), 'b': half()})
+    stored = {5: upright.transpose(1, 0, 2), 6: np.rot90(upright), 7: np.rot90(upright, 2).transpose(1, 0, 2), 8: np.rot90(upright, -1)}[note]
+    exif = Image.Exif(); exif[274] = note
+    Image.fromarray(np.ascontiguousarray(stored)).save(photos/'b.png', exif=exif)
+    ds = SegDataset.from_folders(photos, masks, ['x', 'y'])
+    check_dataset(ds)
+    assert (ds.raw(1)[0] == upright).all()
+    Image.fromarray(np.ascontiguousarray(stored)).save(photos/'b.png')
+    refused("photo 'b' is (20, 16) and its mask (16, 20)", check_dataset, SegDataset.from_folders(photos, masks, ['x', 'y']))
+
 def test_masks_without_a_photo_are_refused(tmp_path):
     images, masks = write(tmp_path, {'a': half()})
     Image.fromarray(half()).save(masks/'b.png')
