@@ -123,6 +123,17 @@ def _check_net(net, K):
         raise mistake('activation', type(last.activation).__name__.lower(), 'None, for losses and arg-max need logits',
                       'Build the net without it; the weights are the same.')
 
+# %% ../nbs/lib/20_model.ipynb #b623ed44
+@patch
+def to_dict(self:Segmenter)->dict: # plain values for JSON
+    "All that `seglab.json` holds."
+    from importlib.metadata import version
+    package = dict(smp='segmentation-models-pytorch', transformers='transformers').get(self.library, 'torch')
+    return dict(format=1, library=self.library, library_version=version(package), torch_version=torch.__version__,
+                name=self.name, labels=self.label_space.to_dict(), mean=self.mean, std=self.std,
+                size_hw=None if self.tile else self.size_hw, tile=self.tile,
+                base_weights=self.base_weights, parameters=count_parameters(self))
+
 # %% ../nbs/lib/20_model.ipynb #e67cde4e
 @patch
 def __repr__(self:Segmenter):
@@ -332,17 +343,6 @@ def predict_logits(self:Segmenter,
 )->torch.Tensor: # (K,H,W) float32 logits at the photo's own size
     "The logits behind `predict`, for one photo: how sure was the model?"
     with evaluating(self): return self.predict_batch(_to_chw(image)[None])[0]
-
-# %% ../nbs/lib/20_model.ipynb #b623ed44
-@patch
-def to_dict(self:Segmenter)->dict: # plain values for JSON
-    "All that `seglab.json` holds."
-    from importlib.metadata import version
-    package = dict(smp='segmentation-models-pytorch', transformers='transformers').get(self.library, 'torch')
-    return dict(format=1, library=self.library, library_version=version(package), torch_version=torch.__version__,
-                name=self.name, labels=self.label_space.to_dict(), mean=self.mean, std=self.std,
-                size_hw=None if self.tile else self.size_hw, tile=self.tile,
-                base_weights=self.base_weights, parameters=count_parameters(self))
 
 # %% ../nbs/lib/20_model.ipynb #6d168d37
 @patch

@@ -27,7 +27,7 @@ def test_the_estimate_is_inside_its_interval_in_every_set():
 @pytest.mark.parametrize('name', MANY)
 def test_coverage_with_few_photos_and_rare_classes(name):
     "The percentile interval covered 44 % at 10 photos and 15 rare classes, 65 % at 30."
-    pop, sets = Population(MANY[name], seed=2), 600 if LONG else 40
+    pop, sets = Population(MANY[name], seed=2), 600 if LONG else 120
     for n in (10, 30) if not LONG else (10, 20, 30, 60, 200):
         found = simulate(pop, n, sets, n_boot=200)
         score, difference = covered(found, 0), covered(found, 1)
