@@ -156,4 +156,7 @@ def test_the_recorded_findings():
     assert [r['inside'] for r in RECORDED['inside']] == [r['sets'] for r in RECORDED['inside']] == [2000]
     for r in RECORDED['equal']: assert r['sets'] >= 1000 and r['winners'] <= .05, r
     for r in RECORDED['several']: assert r['sets'] >= 1000 and r['wrong'] <= .05, r
-    for r in RECORDED['groups']: assert min(r['score'], r['difference']) > .93 - 2 * (.05 * .95 / r['sets'])**.5, r
+    for r in RECORDED['groups']: assert r['sets'] >= 1000 and .93 <= min(r['score'], r['difference']) <= max(r['score'], r['difference']) <= .97, r
+    for r in RECORDED['coverage']:
+        assert min(r['score'], r['difference']) >= .93, r
+        if 'common' in r['classes']: assert r['sets'] >= 1000 and max(r['score'], r['difference']) <= .97, r
