@@ -325,6 +325,14 @@ def test_keep_takes_names_first(d):
         assert [x['id'] for x in run(d, c, f'o{k}', keep=keep).classes] == ids
     assert "keep='shirt': expected a category" in said(d, c, 'no', keep='shirt')
 
+def test_one_category_too_many_is_left_out_where_it_is_not_in_use(d):
+    photo(d/'img'/'a.png')
+    cats = [dict(id=i, name=f'c{i}') for i in range(1, 256)]
+    for n in (254, 255):
+        c = coco(['a.png'], [ann(i, 1, i) for i in range(1, n + 1)], cats)
+        if n == 254: assert len(run(d, c, 'fits', values='class_index').classes) == 254
+        else: assert 'at most 254 categories in use' in said(d, c, 'no', values='class_index')
+
 def test_only_categories_in_use_count(d):
     photo(d/'img'/'a.png')
     cats = [dict(id=i, name=f'c{i}') for i in range(0, 1300)]

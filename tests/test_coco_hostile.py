@@ -44,7 +44,7 @@ SEGMENTATIONS = [   # (segmentation, action, code)
     (rle(''), 'dropped', 'rle_sum'), (rle([48*64], (10**6, 10**6)), 'dropped', 'rle_size'), (rle({'a': 1}), 'dropped', 'rle_counts'),
     ([[0, 0]*10**5], 'dropped', 'zero_area'), ([[-1e9, 7, 1e9, 7]*10**5 + [3, 40]], None, None), (None, 'dropped', 'missing_segmentation'),
     ({}, 'dropped', 'rle_keys'), ('text', 'dropped', 'not_json'), ([[[[[[RING]]]]]], 'dropped', 'nested'), ([{}], 'dropped', 'rle_keys'),
-    ([[{}, 1, 1, 1, 1, 1]], 'dropped', 'not_numbers'), (True, 'dropped', 'missing_segmentation'), ([[1, 1, 5, 1, 5, 5], [nan]], 'repaired', 'not_finite'),
+    ([[{}, 1, 1, 1, 1, 1]], 'dropped', 'not_numbers'), (True, 'dropped', 'missing_segmentation'), ([[3, 3]], 'dropped', 'few_points'), ([[1, 1, 5, 1, 5, 5], [nan]], 'repaired', 'not_finite'),
 ]
 
 @posix

@@ -57,25 +57,25 @@ MUTANTS = {
         "np.trunc(5*np.clip": "np.floor(5*np.clip",
         "    mask = np.full(size_hw, IGNORE, np.uint8)": "    mask = np.zeros(size_hw, np.uint8)"})],
 'coco': [
-    ('test_strangers test_coco_hostile', {
-        "'few_points' if len(r) < 6": "'few_points' if len(r) < 4",
+    ('test_coco_hostile', {
+        "'few_points' if len(r) < 6": "'few_points' if len(r) < 2",
         "    if not all(abs(x) < 1e308 for x in r)": "    if False",
         "    if (c > h*w).any() or c.sum() != h*w:": "    if False:",
         "    if not (_is_numbers(size) and list(size) == [h, w]):": "    if False:",
         "    if not len(runs.part) and outside: raise": "    if False: raise",
         "    return bool(((xy >= -limit) & (xy <= 2*limit)).all())": "    return True"})],
 'paint': [
-    ('test_masks', {
+    ('test_bulk_hostile', {
         "key=lambda j: (-area[j], ": "key=lambda j: (area[j], "}),
-    ('test_coco_cases', {
+    ('test_paint', {
         "    if 'same' in notes: return Ruling": "    if False: return Ruling",
-        "    if ann.iscrowd and rules.crowd == 'drop'": "    if False and rules.crowd == 'drop'",
+        "    if ann.iscrowd and rules.crowd == 'drop'": "    if False and rules.crowd == 'drop'"}),
+    ('test_coco_cases', {
         "    if not (turned if turn else fits):": "    if False:",
         "        if v.fate == 'lost':": "        if False:"})],
 'photos': [
     ('test_coco_cases', {
-        "            if out.setdefault(cat['id'], cat)['name'] != cat['name']:": "            if False:"}),
-    ('test_masks', {
+        "            if out.setdefault(cat['id'], cat)['name'] != cat['name']:": "            if False:",
         "        if len(chosen) > 254: chosen": "        if len(chosen) > 255: chosen"})],
 'groups': [
     ('test_groups', {
