@@ -34,7 +34,7 @@ def test_the_first_look(ann, ruled):
     assert look is ruled if ruled is None else isinstance(look, Ruling) and look[:2] == ruled
 
 def test_crowds_that_are_dropped():
-    assert first_look(Annotation(1, 1, 5, 0, note='same'), PaintRules({5: 5})).code == 'duplicate_id'
+    assert first_look(noted(Annotation(1, 1, 5), 'same'), PaintRules({5: 5})).code == 'duplicate_id'
     assert first_look(Annotation(1, 1, 5, 1), PaintRules({5: 5}, crowd='drop')) == Ruling('dropped', 'crowd', "crowd='drop'")
 
 def test_one_photo_by_hand(tmp_path, plan):
