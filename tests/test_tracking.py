@@ -9,7 +9,7 @@ from seglab.model import Segmenter
 from seglab.runs import Run
 from seglab.trainer import _home_is_writable, _wandb_mode
 from seglab.train import fit
-from support.faults import LONG
+from support.faults import LONG, until
 
 LABELS = LabelSpace.from_names(['sky', 'road', 'car'])
 
@@ -65,6 +65,7 @@ def offline(tmp_path_factory):
         os.environ.pop('NETRC')
         os.environ.update({k: v for k, v in env.items() if v is not None})
     [log] = (out/'wandb').glob('offline-run-*/run-*.wandb')
+    until(lambda: any(r.WhichOneof('record_type') == 'exit' for r in records(log)), seconds=60)      # W&B's own process writes it
     return run, list(records(log)), said.getvalue(), log.parent
 
 
