@@ -172,6 +172,12 @@ def test_package_sees_what_is_left_out(tree, file, old, new, said):
     status, text = gate(tree, 'package')
     assert status == 1 and said in text, text
 
+def test_notebooks_counts_one_that_dies(tree):
+    "As the system kills what takes too much memory: the others still count."
+    edit(tree/'nbs/00_files.ipynb', lambda cells: cells.append(code('import os; os.kill(os.getpid(), 9)', 'd' * 8)))
+    status, text = gate(tree, 'notebooks')
+    assert status == 1 and text.strip().splitlines()[-1] == 'notebooks: 2 passed, 1 failed' and 'FAILED' in text, text
+
 def test_notebooks_counts_a_failing_cell(tree):
     edit(tree/'nbs/00_files.ipynb', lambda cells: cells.append({**code('assert double(2) == 5'), 'id': 'planted1'}))
     status, text = gate(tree, 'notebooks')

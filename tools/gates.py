@@ -4,9 +4,9 @@
     gates.py              all of them, in this order; the last line counts the notebooks
     gates.py clean docs   only these
 """
-import hashlib, io, os, shutil, subprocess, sys, tarfile, tempfile, time, zipfile
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+import hashlib, os, shutil, subprocess, sys, tarfile, tempfile, time, zipfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_all_start_methods, get_context, set_start_method
 from pathlib import Path
@@ -104,22 +104,32 @@ def package():
 
 HEAVY = ('nbdev.test', 'torch', 'transformers.trainer', 'segmentation_models_pytorch', 'albumentations', 'pandas', 'matplotlib.pyplot')
 
-def test_notebook(path):
-    "One notebook through `nbdev_test`, in a process of its own: name, whether it passed, seconds, what it printed."
-    from nbdev.test import nbdev_test
+def run_notebook(path, said):
+    "`nbdev_test`, with all that is printed in a file."
     set_start_method(None, force=True)     # this system's own again, for what the notebook starts
-    start, passed, said = time.perf_counter(), True, io.StringIO()
-    with redirect_stdout(said), redirect_stderr(said):
-        try: nbdev_test(path)
-        except SystemExit as e: passed = not e.code
-    text = said.getvalue()
-    return path.relative_to(ROOT/'nbs').as_posix(), passed and 'Success.' in text, time.perf_counter() - start, text
+    for fd in (1, 2): os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
+    from nbdev.test import nbdev_test
+    nbdev_test(path)
 
-def processes(n):
-    "A pool of processes that each begin clean and do one thing; where there are many, what is slow to import is there before."
-    context = get_context('forkserver' if 'forkserver' in get_all_start_methods() else 'spawn')
-    if n > 8 and context.get_start_method() == 'forkserver': context.set_forkserver_preload(HEAVY)
-    return ProcessPoolExecutor(workers(), context, max_tasks_per_child=1)
+def test_notebook(context, path):
+    "One notebook in a process of its own, which may die: name, whether it passed, seconds, what it printed."
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as tmp:
+        said = Path(tmp)/'said'
+        said.touch()
+        process = context.Process(target=run_notebook, args=(path, said))
+        process.start()
+        process.join()
+        text = said.read_text(encoding='utf-8', errors='replace')
+    passed = process.exitcode == 0 and 'Success.' in text
+    return path.relative_to(ROOT/'nbs').as_posix(), passed, time.perf_counter() - start, text
+
+def clean_processes(n):
+    "How to start processes that begin clean; where there are many, what is slow to import is there before."
+    if 'forkserver' not in get_all_start_methods(): return get_context('spawn')
+    context = get_context('forkserver')
+    if n > 8: context.set_forkserver_preload(HEAVY)
+    return context
 
 def chapters():
     "The notebooks that `nbdev_test` would take, the longest first so that two workers end together."
@@ -132,8 +142,8 @@ def notebooks():
     global counted
     os.environ.update(QUIET)
     paths, results = chapters(), []
-    with processes(len(paths)) as pool:
-        for name, passed, seconds, text in pool.map(test_notebook, paths):
+    with ThreadPoolExecutor(workers()) as pool:
+        for name, passed, seconds, text in pool.map(partial(test_notebook, clean_processes(len(paths))), paths):
             print(f"  {'passed' if passed else 'FAILED'} {seconds:6.1f} s  {name}", flush=True)
             if not passed: print(text, flush=True)
             results.append(passed)
