@@ -65,7 +65,8 @@ def names():
 def tests():
     "pytest, its tests shared out by whoever is free; its output as it comes."
     many = ('-n', workers(), '--dist', 'worksteal') if workers() > 1 and find_spec('xdist') else ()
-    done = run(sys.executable, '-m', 'pytest', '-q', '-rfEs', '--durations=25', *many, 'tests')
+    keep = '-o', 'tmp_path_retention_policy=failed'                        # a whole run leaves 6 GB otherwise
+    done = run(sys.executable, '-m', 'pytest', '-q', '-rfEs', '--durations=25', *keep, *many, 'tests')
     return 'pytest failed' if done.returncode else None
 
 BUILD = 'import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))'
@@ -104,10 +105,11 @@ def package():
 
 HEAVY = ('nbdev.test', 'torch', 'transformers.trainer', 'segmentation_models_pytorch', 'albumentations', 'pandas', 'matplotlib.pyplot')
 
-def run_notebook(path, said):
-    "`nbdev_test`, with all that is printed in a file."
+def run_notebook(path, home):
+    "`nbdev_test`, with all that it prints and leaves in a temporary folder."
     set_start_method(None, force=True)     # this system's own again, for what the notebook starts
-    for fd in (1, 2): os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
+    os.environ['TMPDIR'] = tempfile.tempdir = str(home)
+    for fd in (1, 2): os.dup2(os.open(home/'said', os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
     from nbdev.test import nbdev_test
     nbdev_test(path)
 
@@ -115,9 +117,8 @@ def test_notebook(context, path):
     "One notebook in a process of its own, which may die: name, whether it passed, seconds, what it printed."
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as tmp:
-        said = Path(tmp)/'said'
-        said.touch()
-        process = context.Process(target=run_notebook, args=(path, said))
+        (said := Path(tmp)/'said').touch()
+        process = context.Process(target=run_notebook, args=(path, Path(tmp)))
         process.start()
         process.join()
         text = said.read_text(encoding='utf-8', errors='replace')
