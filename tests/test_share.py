@@ -392,7 +392,7 @@ def test_names_that_collide_stay_apart(net, tmp_path):
     assert below(tmp_path/'again') == below(tmp_path/'out') and again.done == done.done
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere file names are Unicode')
-def test_names_that_are_no_utf8_and_cells_that_are_formulas(net, tmp_path):
+def test_names_that_are_no_utf8_and_cells_that_are_formulas(net, tmp_path, monkeypatch):
     good, evil = tmp_path/'in'/'caf\udce9.png', tmp_path/'in'/'b\udcff.png'
     photo(tmp_path/'in'/'x.png', 8, 9)
     os.rename(tmp_path/'in'/'x.png', good); evil.write_bytes(b'no image')
@@ -402,7 +402,7 @@ def test_names_that_are_no_utf8_and_cells_that_are_formulas(net, tmp_path):
     assert r'b\udcff.png' in done.complaint and r'out\udce9' in str(done)
     for text in (done.complaint, str(done)): text.encode()                       # would raise if half a character were left
     assert r'caf\udce9.png' in open(out + b'/index.csv', encoding='utf-8').read()
-    os.chdir(tmp_path/'in'); photo(Path('=cmd.png'), 8, 9)
+    monkeypatch.chdir(tmp_path/'in'); photo(Path('=cmd.png'), 8, 9)
     predict_files(net, '=cmd.png', tmp_path/'f')
     assert "\n'=cmd.png," in (tmp_path/'f'/'index.csv').read_text()
 
