@@ -8,8 +8,8 @@ The peers' recipes are written here from what their examples document. Each gets
 seconds given, counted on one thread, its own augmentation and validation included. A tenth of the training photos is what
 seglab chooses its best epoch on; the peers train on the same rest and keep their last weights, as their examples do. `--epochs`
 gives each row as many steps instead: its parts cost next to nothing. All are scored on other photos, at the photos'
-prepared size. Rows go into the JSON file as soon as they are known, and what is there is not run again. A GPU is used
-where there is one (`--seconds` are then seconds of the clock).
+prepared size. Rows go into the JSON file as soon as they are known and predictions into a folder beside it, and what is
+there is not run again. A GPU is used where there is one (`--seconds` are then seconds of the clock).
 """
 import argparse, json, tempfile, time
 from dataclasses import replace
@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from seglab.comparison import Comparison, evaluate
+from seglab.answers import photo_facts
+from seglab.comparison import Comparison, evaluate, evaluate_masks
 from seglab.dataset import SegDataset, ByEpoch, EpochBatches, collate, label_space, train_tfms, valid_tfms
 from seglab.files import machine, versions, write_json
-from seglab.images import IGNORE
+from seglab.images import IGNORE, read_mask
 from seglab.losses import get_loss
 from seglab.masks import prepare
 from seglab.recipes import Recipe, auto_recipe, epochs_in
@@ -57,10 +58,10 @@ def camvid(root, home):
 
 
 def coco(root, home):
-    "The same of a COCO folder, by supercategory, at 256x256 to score."
+    "The same of a COCO folder, by supercategory, at 256x256 to score; half of the photos for each, since few photos prove little."
     from seglab.fetch import find_coco
     annotations, photos = (list(x) for x in zip(*find_coco(root)))
-    big = prepare(annotations, photos, home/'coco', size_hw=256).path
+    big = prepare(annotations, photos, home/'coco', size_hw=256, split=.5).path
     train, test = (SegDataset(big, s, 'supercategories') for s in ('train', 'val'))
     train.tfms = A.Resize(96, 96, interpolation=cv2.INTER_AREA, mask_interpolation=cv2.INTER_NEAREST_EXACT)
     folder = home/'coco96'
@@ -135,7 +136,7 @@ def trained(name, kind, ds, size_hw, seed, a, home, change=None, augment=None):
     peer = {'smp example': smp_example, 'transformers example': transformers_example}.get(name)
     recipe, tfms, optim = peer(size_hw) if peer else (None, None, None)
     data = halves(ds, size_hw, augment(size_hw, ds) if augment else tfms)
-    if recipe is None: recipe = Recipe() if name == 'assignment' else auto_recipe(model, data, GPU)
+    if recipe is None: recipe = Recipe() if name == 'assignment' else auto_recipe(model, data, DEVICE)
     if change: recipe = replace(recipe, **change(recipe))
     timed = (data[0], []) if peer else data                                # the examples do not validate while they train
     epochs = a.epochs or epochs_in(a.seconds/60, recipe, model, timed, get_loss(recipe.loss), DEVICE, clock=CLOCK)
@@ -173,13 +174,18 @@ PARTS = {'auto': (None, None),
          'a third round rare classes': (None, lambda size, ds: rare_first(size, ds.label_space, ds))}
 
 
-def row(what, name, kind, sets, size_hw, seed, a, home, *change):
-    "Train and score once."
+def row(what, name, kind, sets, size_hw, seed, a, home, kept, *change):
+    "Train, score once, and keep the predictions."
     ds, test = sets
     model, took = trained(name, kind, ds, size_hw, seed, a, home, *change)
     test.tfms = None
-    e = evaluate(model, test, batch_size=1)
-    return dict(part=what, recipe=name, net=kind, seed=seed, mean_iou=e.scores['mean_iou'], **took), e
+    e = evaluate(model, test, batch_size=1, out=kept)
+    return dict(part=what, recipe=name, net=kind, seed=seed, mean_iou=e.scores['mean_iou'], **took)
+
+def scored(test, kept):
+    "Counts of the predictions kept in a folder."
+    truths = ((stem, test[i]['labels'].numpy()) for i, stem in enumerate(photo_facts(test)[0]))
+    return evaluate_masks(((stem, read_mask(kept/f'{stem}.png'), truth) for stem, truth in truths), test.label_space)
 
 
 def differences(data, kind, found, seeds):
@@ -209,18 +215,22 @@ def main(argv=None):
             for kind in a.nets:
                 jobs = [('peers', n) for n in ('assignment', 'smp example' if kind == 'unet' else 'transformers example', 'auto') if not a.only or n in a.only] * ('peers' in a.parts)
                 jobs += [('ablation', n, *c) for n, c in PARTS.items() if not a.only or n in a.only] * ('ablation' in a.parts and kind == 'unet')
-                found = {}
+                found, masks = {}, Path(a.out).with_suffix('.masks')
                 for seed in range(a.seeds):
                     for what, name, *change in jobs:
                         key = dict(data=data, part=what, recipe=name, net=kind, seed=seed, **length)
-                        if any(key.items() <= r.items() for r in done['rows']): continue
-                        new, e = row(what, name, kind, sets, size_hw, seed, a, home, *change)
-                        found.setdefault((what, name), []).append(e)
-                        done['rows'].append(key | new)
-                        done |= dict(machine=machine(DEVICE), threads=1, versions=versions(), date=str(date.today()))
-                        write_json(Path(a.out), done)
-                        print(json.dumps(done['rows'][-1]), flush=True)
-                if data != 'camvid': done.setdefault('differences', []).extend(length | r for r in differences(data, kind, found, a.seeds))
+                        kept = masks/f'{data} {kind} {what} {name} {seed} {a.epochs or a.seconds:g}'
+                        if not any(key.items() <= r.items() for r in done['rows']):
+                            done['rows'].append(key | row(what, name, kind, sets, size_hw, seed, a, home, kept, *change))
+                            done |= dict(machine=machine(DEVICE), threads=1, versions=versions(), date=str(date.today()))
+                            write_json(Path(a.out), done)
+                            print(json.dumps(done['rows'][-1]), flush=True)
+                        sets[1].tfms = None
+                        found.setdefault((what, name), []).append(scored(sets[1], kept))
+                if data == 'camvid': continue
+                new = [length | r for r in differences(data, kind, found, a.seeds)]
+                same = lambda r: tuple(r[k] for k in ('data', 'net', 'part', 'recipe', *length) if k in r)
+                done['differences'] = [r for r in done.get('differences', []) if same(r) not in map(same, new)] + new
                 write_json(Path(a.out), done)
 
 

@@ -251,7 +251,7 @@ def _precision(precision, path, resume, use_cpu):
     return pick_precision(precision, use_cpu)
 
 # %% ../nbs/lib/25_train.ipynb #866dc1b1
-def _plan(recipe, minutes, path, resume, model, data, gpu):
+def _plan(recipe, minutes, path, resume, model, data, device):
     "The recipe: as given, as the run in the folder follows it, or planned now."
     if isinstance(recipe, Recipe): return recipe
     if recipe not in ('auto', 'assignment'):
@@ -261,7 +261,7 @@ def _plan(recipe, minutes, path, resume, model, data, gpu):
         with suppress(FileNotFoundError, NotADirectoryError):
             old = Run(path).recipe
             if old and old.name == 'auto' and old.minutes == minutes: return old
-    return auto_recipe(model, data, gpu)
+    return auto_recipe(model, data, device)
 
 def _overruled(plan, asked, optimizer, extra):
     "A recipe with what was asked for instead of what it says."
@@ -439,12 +439,12 @@ def fit(
     keep, use_cpu = training_args.pop('save_total_limit', 1), training_args.get('use_cpu')
     with quiet(), run_errors(path):
         data = as_data(data, classes=model.label_space, size_hw=size_hw, seed=seed)
-        plan = _plan(recipe, minutes, path, resume, model, data, gpu=not (use_cpu or cpu_only()))
+        device = torch.device('cpu') if use_cpu or cpu_only() else torch.accelerator.current_accelerator()
+        plan = _plan(recipe, minutes, path, resume, model, data, device)
         plan = _overruled(plan, asked, optimizer, training_args)
         loss = _loss_of(plan.loss, model, data[0], class_weights)
         if not (resume and _is_finished(path)) and _is_first(): _check(model, data, loss)
         precision = _precision(precision, path, resume, use_cpu)
-        device = torch.device('cpu') if use_cpu or cpu_only() else torch.accelerator.current_accelerator()
         plan = replace(_timed(plan, minutes, asked, model, data, loss, device, precision), loss=loss.name)
         settings, notes = find_settings(
             model, data, loss, epochs=plan.epochs, lr=plan.lr, batch_size=plan.batch_size, seed=seed, size_hw=size_hw,

@@ -3,11 +3,12 @@ from dataclasses import asdict, fields, replace
 import pytest, torch
 from safetensors.torch import load_file
 from torch import nn
-from seglab import recipes, train as train_module
+from seglab import costs, recipes, train as train_module
+from seglab.dataset import LabelSpace
 from seglab.files import UserError
 from seglab.losses import get_loss
 from seglab.model import Segmenter
-from seglab.recipes import Recipe, Situation, auto_recipe, averaged, epochs_in, situation_of, weight_groups
+from seglab.recipes import Recipe, Situation, auto_recipe, averaged, epochs_in, situation_of, training_bytes, weight_groups
 from seglab.train import fit
 from seglab.zoo import from_smp
 from support.training import LABELS, Stripes, tiny
@@ -111,18 +112,54 @@ def test_attention_is_known_from_smps_and_transformers_nets():
 
 @pytest.mark.parametrize('photos', [1, 3, 40, 343, 5000, 118_287])
 @pytest.mark.parametrize('gpu', [False, True])
-@pytest.mark.parametrize('side', [64, 256, 1024, 2048])
-def test_lengths_make_sense(photos, gpu, side):
-    length, steps, _ = recipes._length(Situation(photos, side*side, 'random convolutions', None, gpu))
-    a_step = length['batch_size'] * length['accumulate']
-    assert 10 <= length['epochs'] <= 200 and 1 <= length['batch_size'] <= 16 and a_step >= min(photos, 8)
-    assert steps == length['epochs'] * -(-photos // min(a_step, photos)) or photos > a_step
-    if gpu: assert length['batch_size'] * side * side <= 16 << 18 or length['batch_size'] == 1
+@pytest.mark.parametrize('at_once', [1, 3, 7, 10**6])
+def test_lengths_make_sense(photos, gpu, at_once):
+    length, steps, why = recipes._length(Situation(photos, at_once, 'random convolutions', None, gpu))
+    wished, a_step = min(photos, 16 if gpu else 8), length['batch_size'] * length['accumulate']
+    assert 10 <= length['epochs'] <= 200 and 1 <= length['batch_size'] <= at_once
+    assert wished <= a_step < wished + length['accumulate']                        # equal parts
+    assert steps == length['epochs'] * -(-photos // wished)
+    assert ('half of the memory' in why) == (length['accumulate'] > 1) == (at_once < wished)
 
 
-def test_a_long_run_lets_its_rate_fall():
-    schedules = [auto_recipe(tiny(), (Stripes(300), Stripes(3)), gpu).schedule for gpu in (False, True)]
+def test_a_long_run_lets_its_rate_fall(monkeypatch):
+    monkeypatch.setattr(recipes, 'device_memory', lambda device: 1 << 36)
+    schedules = [auto_recipe(tiny(), (Stripes(300), Stripes(3)), device).schedule for device in ('cpu', 'cuda')]
     assert schedules == ['constant_with_warmup', 'cosine']
+
+
+@pytest.mark.parametrize('kind,classes', [('unet', 5), ('unet', 60), ('segformer', 5), ('deeplabv3plus', 30), ('fpn', 5)])
+def test_a_step_takes_the_memory_that_was_counted(kind, classes):
+    names = [f'c{i}' for i in range(classes)]
+    model = tiny(label_space=LabelSpace.from_names(names)) if kind == 'segformer' else from_smp(kind, names, 'resnet18', None)
+    held, photo = training_bytes(model, (64, 96))
+    model.train()
+    def most(n):
+        batch = torch.zeros(n, 3, 64, 96, dtype=torch.uint8), torch.zeros(n, 64, 96, dtype=torch.uint8)
+        model.zero_grad()
+        with costs._Live([*model.parameters(), *model.buffers(), *batch]) as live: get_loss('ce+dice')(model(batch[0]), batch[1]).backward()
+        return live.peak
+    few, many = most(2), most(8)
+    assert many <= 1.3 * 8*photo + held and few <= 1.3 * 2*photo + held             # dropout is not counted
+    assert many - few > .4 * 6*photo or held > 8*photo                              # and not far less
+
+
+def test_a_frozen_encoder_saves_nothing():
+    model, frozen = unet(), unet()
+    for p in frozen.net.encoder.parameters(): p.requires_grad = False
+    (held, photo), (less, smaller) = training_bytes(model, (64, 64)), training_bytes(frozen, (64, 64))
+    assert less < held and smaller < photo
+
+
+def test_little_memory_makes_small_batches(tmp_path, monkeypatch):
+    held, photo = training_bytes(tiny(), DATA[0][0]['labels'].shape)
+    monkeypatch.setattr(recipes, 'device_memory', lambda device: 2 * (held + 3*photo))
+    recipe = auto_recipe(tiny(), DATA)
+    assert (recipe.batch_size, recipe.accumulate) == (3, 2) and '3 photos at a time' in str(recipe)
+    run = go(tmp_path/'r', epochs=1)
+    assert run.recipe.accumulate == 2
+    monkeypatch.setattr(recipes, 'device_memory', lambda device: 0)                 # a plan stays what it was
+    assert auto_recipe(tiny(), DATA).batch_size == 1 and go(tmp_path/'r', epochs=2).recipe.accumulate == 2
 
 
 def test_average_follows_its_formula():
