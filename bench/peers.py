@@ -1,7 +1,7 @@
 """seglab's two recipes next to the example recipes of smp and transformers: the same photos, net, start weights, CPU time
-and scoring. And an ablation: what each part of 'auto' buys.
+and scoring. An ablation: what each part of 'auto' buys. And views: what the mirror image and other sizes buy when it answers.
 
-    peers.py --camvid DIR --coco DIR [--parts peers ablation] [--nets unet segformer] [--only NAME …] [--seconds 90 | --epochs 6] [--seeds 3]
+    peers.py --camvid DIR --coco DIR [--parts peers ablation views] [--nets unet segformer] [--only NAME …] [--seconds 90 | --epochs 6] [--seeds 3]
              [--out FILE]
 
 The peers' recipes are written here from what their examples document. Each gets as many epochs as fit into the CPU
@@ -31,6 +31,7 @@ from seglab.losses import get_loss
 from seglab.masks import prepare
 from seglab.recipes import Recipe, auto_recipe, epochs_in
 from seglab.train import fit
+from seglab.views import with_tta
 from seglab.zoo import from_smp, from_transformers
 
 GPU = torch.cuda.is_available()
@@ -174,10 +175,18 @@ PARTS = {'auto': (None, None),
          'a third round rare classes': (None, lambda size, ds: rare_first(size, ds.label_space, ds))}
 
 
-def row(what, name, kind, sets, size_hw, seed, a, home, kept, *change):
-    "Train, score once, and keep the predictions."
+# the same models, asked otherwise: name -> sizes at which they see the photo and its mirror image
+VIEWS = {'auto': None, 'auto + mirror image': (1,), 'auto + mirror image, three sizes': (.75, 1, 1.25)}
+
+
+def row(what, name, kind, sets, size_hw, seed, a, home, kept, ready, *change):
+    "Train, score once, and keep the predictions; models of `ready` are not trained again to see other views."
     ds, test = sets
-    model, took = trained(name, kind, ds, size_hw, seed, a, home, *change)
+    if what != 'views': model, took = trained(name, kind, ds, size_hw, seed, a, home, *change)
+    else:
+        if seed not in ready: ready[seed] = trained('auto', kind, ds, size_hw, seed, a, home)
+        model, took = ready[seed]
+        if VIEWS[name]: model = with_tta(model, VIEWS[name])
     test.tfms = None
     e = evaluate(model, test, batch_size=1, out=kept)
     return dict(part=what, recipe=name, net=kind, seed=seed, mean_iou=e.scores['mean_iou'], **took)
@@ -200,7 +209,7 @@ def differences(data, kind, found, seeds):
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--camvid'); p.add_argument('--coco')
-    p.add_argument('--parts', nargs='+', default=['peers', 'ablation']); p.add_argument('--nets', nargs='+', default=['unet', 'segformer'])
+    p.add_argument('--parts', nargs='+', default=['peers', 'ablation', 'views']); p.add_argument('--nets', nargs='+', default=['unet', 'segformer'])
     p.add_argument('--only', nargs='+', help='recipes or parts by name')
     p.add_argument('--seconds', type=float, default=90); p.add_argument('--epochs', type=float, help='of each row, instead of seconds'); p.add_argument('--seeds', type=int, default=3); p.add_argument('--out', default='peers.json')
     a = p.parse_args(argv)
@@ -215,13 +224,14 @@ def main(argv=None):
             for kind in a.nets:
                 jobs = [('peers', n) for n in ('assignment', 'smp example' if kind == 'unet' else 'transformers example', 'auto') if not a.only or n in a.only] * ('peers' in a.parts)
                 jobs += [('ablation', n, *c) for n, c in PARTS.items() if not a.only or n in a.only] * ('ablation' in a.parts and kind == 'unet')
-                found, masks = {}, Path(a.out).with_suffix('.masks')
+                jobs += [('views', n) for n in VIEWS if not a.only or n in a.only] * ('views' in a.parts)
+                found, ready, masks = {}, {}, Path(a.out).with_suffix('.masks')
                 for seed in range(a.seeds):
                     for what, name, *change in jobs:
                         key = dict(data=data, part=what, recipe=name, net=kind, seed=seed, **length)
                         kept = masks/f'{data} {kind} {what} {name} {seed} {a.epochs or a.seconds:g}'
                         if not any(key.items() <= r.items() for r in done['rows']):
-                            done['rows'].append(key | row(what, name, kind, sets, size_hw, seed, a, home, kept, *change))
+                            done['rows'].append(key | row(what, name, kind, sets, size_hw, seed, a, home, kept, ready, *change))
                             done |= dict(machine=machine(DEVICE), threads=1, versions=versions(), date=str(date.today()))
                             write_json(Path(a.out), done)
                             print(json.dumps(done['rows'][-1]), flush=True)
