@@ -32,12 +32,11 @@ from seglab.masks import prepare
 from seglab.recipes import Recipe, auto_recipe, epochs_in
 from seglab.train import fit
 from seglab.views import with_tta
-from seglab.zoo import from_smp, from_transformers
+from seglab.zoo import from_smp
 
 GPU = torch.cuda.is_available()
 CLOCK = time.perf_counter if GPU else time.process_time
 DEVICE = torch.device('cuda' if GPU else 'cpu')
-B0 = dict(hidden_sizes=[32, 64, 160, 256], depths=[2, 2, 2, 2], decoder_hidden_size=256)
 
 
 def shrunk(source, masks, out, size_hw):
@@ -82,10 +81,9 @@ def halves(ds, size_hw, tfms=None):
 
 
 def net(kind, space, size_hw, seed):
-    "U-Net on an encoder with ImageNet weights, or SegFormer-B0 from random weights: no others can be had without a hub."
+    "U-Net's or SegFormer's decoder on one encoder with ImageNet weights; no others can be had without a hub."
     torch.manual_seed(seed)
-    if kind == 'unet': return from_smp('unet', space, 'tu-tf_efficientnet_lite0', 'imagenet', size_hw=size_hw)
-    return from_transformers('segformer', space, weights=None, size_hw=size_hw, **B0)
+    return from_smp(kind, space, 'tu-tf_efficientnet_lite0', 'imagenet', size_hw=size_hw)
 
 
 def smp_example(size_hw):

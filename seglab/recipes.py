@@ -9,6 +9,7 @@ __all__ = ['Recipe', 'training_bytes', 'device_memory', 'Situation', 'situation_
 # %% ../nbs/lib/26_recipes.ipynb #cee38590
 import copy, fnmatch, os, re, time
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, NamedTuple
 
 # %% ../nbs/lib/26_recipes.ipynb #e386f60e
@@ -201,7 +202,7 @@ def averaged(
 # %% ../nbs/lib/26_recipes.ipynb #cc441ca6
 def epochs_in(
     minutes:float, # how long to train and validate
-    recipe:Recipe, # batch size
+    recipe:Recipe, # batch size and clipping
     model:Segmenter, # to be trained
     data, # (train, val)
     loss:nn.Module, # `SegLoss`
@@ -213,6 +214,7 @@ def epochs_in(
     trial, loss = copy.deepcopy((model, loss))
     step = nn.ModuleList([trial, loss]).to(device).train()
     trial.net.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW([w for w in trial.parameters() if w.requires_grad], lr=0)
     kind = torch.bfloat16 if precision == 'bf16' else torch.float16
     ds, n = ByEpoch(data[0]), min(recipe.batch_size, len(data[0]))
     def seconds(trains):
@@ -221,10 +223,14 @@ def epochs_in(
         x, y = batch['pixel_values'].to(device), batch['labels'].to(device)
         with torch.set_grad_enabled(trains), torch.autocast(device.type, kind, enabled=precision != 'fp32'):
             value = loss(trial(x), y)
-            if trains: value.backward()
+        if trains:
+            value.backward()
+            if recipe.clip: nn.utils.clip_grad_norm_(trial.parameters(), recipe.clip)
+            optimizer.step()
+            optimizer.zero_grad()
         value.item()                                                     # waits for a GPU
         return clock() - start
     with own_random(0):
-        train, val = (min([seconds(trains) for _ in range(4)][1:]) / n for trains in (True, False))
+        train, val = (median([seconds(trains) for _ in range(7)][2:]) / n for trains in (True, False))
     del step
     return max(round(60*minutes / (len(data[0])*train + len(data[1])*val), 2), .01)
