@@ -375,13 +375,16 @@ def _open_data(data, masks=None, size_hw=None, **given):
     return load_data(data, size_hw=_pair(size_hw), **given)
 
 # %% ../nbs/lib/40_cli.ipynb #efb59e45
-def _start(data, model, seed, weights, size_hw, **kwargs):
+def _start(data, model, seed, weights, size_hw, tile, **kwargs):
     "A model with the data's classes and size."
     import torch
+    from seglab.model import Segmenter
     from seglab.zoo import build_model
     torch.manual_seed(seed)
     size_hw = tuple(_pair(size_hw) or data.train[0]['labels'].shape)
-    return build_model(model, data.label_space, weights=weights, size_hw=size_hw, **kwargs)
+    m = build_model(model, data.label_space, weights=weights, size_hw=size_hw, **kwargs)
+    if tile is None: return m
+    return Segmenter(m.net, m.label_space, m.mean, m.std, None, m.name, m.base_weights, tile)
 
 # %% ../nbs/lib/40_cli.ipynb #8a5bb015
 _FOLDERS = 'masks suffix val'                                # parameters of `from_folders` that the shell offers
@@ -389,7 +392,7 @@ _FIT = ('recipe minutes epochs lr batch_size loss class_weights keep_best patien
         'project resume')
 
 @_verb('data out', {'zoo.build_model': 'name weights', 'zoo.from_smp': 'encoder_name',
-                    'dataset.load_data': 'classes size_hw', 'dataset.from_folders': _FOLDERS, 'train.fit': _FIT},
+                    'dataset.load_data': 'classes size_hw tile', 'dataset.from_folders': _FOLDERS, 'train.fit': _FIT},
        'seglab train data/processed runs/unet --model unet --patience 5',
        'the last checkpoint is kept, and the same command resumes from it',
        defaults=dict(model='unet', masks=None), names=dict(name='model'))
@@ -413,9 +416,9 @@ def _train_one(data, out, set, given):
         if k in _parameters('train'):
             raise mistake('set', f'{k}={set[k]}', 'what has no option of its own', f'Give --{k.replace("_", "-")}.')
     seed, size = given.get('seed', 0), given.get('size_hw')
-    data = _open_data(data, seed=seed, **_take(given, 'masks classes size_hw suffix val'))
+    data = _open_data(data, seed=seed, **_take(given, 'masks classes size_hw tile suffix val'))
     name, weights = given.get('model', 'unet'), given.get('weights', 'auto')
-    model = _start(data, name, seed, weights, size, **_take(given, 'encoder_name'))
+    model = _start(data, name, seed, weights, size, given.get('tile'), **_take(given, 'encoder_name'))
     return fit(model, data, out=out, **_take(given, _FIT), **(set or {}))
 
 # %% ../nbs/lib/40_cli.ipynb #9bbb3a7c

@@ -175,8 +175,8 @@ def colors(self:LabelSpace)->np.ndarray: # (K,3) uint8 RGB
 @patch
 def _repr_html_(self:LabelSpace):
     chip = "<span style='margin-right:1em;white-space:nowrap'><b style='color:rgb{}'>&#9632;</b> {} {}</span>"
-    rows = enumerate(zip(self.colors.tolist(), self.names))
-    cells = ''.join(chip.format(tuple(c), i, escape(n)) for i, (c, n) in rows)
+    rows = zip(self.colors.tolist(), range(self.num_labels), map(escape, self.names))
+    cells = ''.join(chip.format(tuple(c), i, n) for c, i, n in rows)
     return f"<div><b>{self.num_labels} classes</b>, {IGNORE} = ignore</div><div style='line-height:1.7'>{cells}</div>"
 
 # %% ../nbs/01_dataset.ipynb #e1d04e58
@@ -193,8 +193,8 @@ def label_space(
     groups, zero = class_groups(classes, categories)
     rest = sorted({c['id'] for c in categories} - {i for g in groups.values() for i in g} - set(zero))
     ids = [sorted({0, *zero, *(rest if others == 'background' else [])}), *map(sorted, groups.values())]
-    ignored = rest if others == 'ignore' else []
-    return LabelSpace.from_dict(dict(names=['background', *groups], ids=ids, ignore_ids=ignored))
+    names = ['background', *groups]
+    return LabelSpace.from_dict(dict(names=names, ids=ids, ignore_ids=rest if others == 'ignore' else []))
 
 # %% ../nbs/01_dataset.ipynb #2bef6bf7
 class SegDataset(Dataset):
@@ -288,41 +288,40 @@ def set_epoch(self:SegDataset,
     self._epoch[0] = epoch
 
 # %% ../nbs/01_dataset.ipynb #889862aa
+class _Proved(A.Compose): is_proved = True                              # its masks need no second look
+
 def train_tfms(
     size_hw:tuple=None, # (H, W) of the samples; None: each photo keeps its own
     zoom:tuple=(0.8, 2.0), # Smallest and largest magnification
     flip:float=0.5, # Probability of a mirror image
     light:float=0.2, # Largest change of brightness and contrast, 0 to 1
+    native:bool=False, # Magnify from the photo's own scale, however large it is, and cut a piece out of it?
 )->A.Compose: # Callable(image=, mask=)
     "Zoom, shift, mirror and light; what lies outside the photo becomes ignore."
-    if not 0 < zoom[0] <= 1 <= zoom[1]:
-        raise mistake('zoom', tuple(zoom), '(smallest, largest) with 0 < smallest <= 1 <= largest, such as (0.8, 2.0)')
+    if not 0 < zoom[0] <= 1 <= zoom[1]: raise mistake('zoom', tuple(zoom), '(0 < smallest <= 1, largest >= 1)')
     if size_hw is None: look = [A.Affine(zoom, (-0.1, 0.1), balanced_scale=True, fill_mask=IGNORE)]
     else:
-        h, w = check_size(size_hw)
-        rim = A.PadIfNeeded(round(h/zoom[0]), round(w/zoom[0]), fill_mask=IGNORE)
-        look = [rim, A.RandomResizedCrop((h, w), scale=((zoom[0]/zoom[1])**2, 1), ratio=(w/h*3/4, w/h*4/3),
-                                         mask_interpolation=cv2.INTER_NEAREST_EXACT)]
-    tfms = A.Compose([*look, A.HorizontalFlip(p=flip), A.RandomBrightnessContrast(light, light, p=0.8)])
-    tfms.is_proved = True                                               # its masks need no second look
-    return tfms
+        (h, w), masks = check_size(size_hw), dict(mask_interpolation=cv2.INTER_NEAREST_EXACT)
+        cut = (A.RandomSizedCrop((round(h/zoom[1]), round(h/zoom[0])), (h, w), w2h_ratio=w/h, **masks) if native else
+               A.RandomResizedCrop((h, w), ((zoom[0]/zoom[1])**2, 1), (w/h*3/4, w/h*4/3), **masks))
+        look = [A.PadIfNeeded(round(h/zoom[0]), round(w/zoom[0]), fill_mask=IGNORE), cut]
+    return _Proved([*look, A.HorizontalFlip(p=flip), A.RandomBrightnessContrast(light, light, p=0.8)])
 
 # %% ../nbs/01_dataset.ipynb #76fa78ae
 def valid_tfms(
     size_hw:tuple=None, # (H, W) to reach; None: nothing is changed
-    aspect:str='squash', # 'squash', or keep it: 'pad' (fill up with ignore) or 'crop' (cut the middle)
+    aspect:str='squash', # 'squash', or keep it: 'pad' (fill up with ignore), 'crop' or 'native' (cut the middle)
 )->A.Compose: # Callable(image=, mask=)
     "What validation sees: the right size, and nothing random."
     how = dict(mask_interpolation=cv2.INTER_NEAREST_EXACT, area_for_downscale='image')
     size = check_size(size_hw)
-    if aspect not in ('squash', 'pad', 'crop'): raise mistake('aspect', aspect, "'squash', 'pad' or 'crop'")
+    if aspect not in (known := ('squash', 'pad', 'crop', 'native')): raise mistake('aspect', aspect, f'one of {known}')
     if size is None: steps = []
     elif aspect == 'squash': steps = [A.Resize(*size, **how)]
     elif aspect == 'pad': steps = [A.LongestMaxSize(max_size_hw=size, **how), A.PadIfNeeded(*size, fill_mask=IGNORE)]
-    else: steps = [A.SmallestMaxSize(max_size_hw=size, **how), A.CenterCrop(*size)]
-    tfms = A.Compose(steps)
-    tfms.is_proved = True
-    return tfms
+    elif aspect == 'crop': steps = [A.SmallestMaxSize(max_size_hw=size, **how), A.CenterCrop(*size)]
+    else: steps = [A.CenterCrop(*size, pad_if_needed=True, fill_mask=IGNORE)]
+    return _Proved(steps)
 
 # %% ../nbs/01_dataset.ipynb #19102ef6
 def collate(
@@ -331,8 +330,8 @@ def collate(
     "Stack samples into a batch, without turning a byte."
     sizes = {tuple(s['labels'].shape) for s in samples}
     if len(sizes) > 1:
-        raise mistake('sizes (H, W)', sorted(sizes)[:4], 'photos of one size in a batch', 'Prepare them with '
-                      'size_hw=256, or give the data sets tfms=train_tfms(256) and valid_tfms(256).')
+        raise mistake('sizes (H, W)', sorted(sizes)[:4], 'photos of one size in a batch',
+                      'Prepare them with size_hw=256, or give the data sets tfms=train_tfms(256) and valid_tfms(256).')
     photo, size = tuple(samples[0]['pixel_values'].shape), sizes.pop()
     if len(size) == 2 and photo[-2:] != size:
         raise LabelError(f'pixel_values {photo} and labels {size}: expected (3,H,W) and (H,W) of one size.', 'size')
@@ -372,7 +371,7 @@ class EpochBatches:
             yield [(epoch, j) for j in batch[self.rank::self.world]] or [(epoch, batch[0])]
 
 # %% ../nbs/01_dataset.ipynb #77e5fe7c
-class EvalBatches:
+class EvalBatches(list):
     "Every world-th batch, in order."
     def __init__(self,
         n:int, # Samples
@@ -380,10 +379,8 @@ class EvalBatches:
         world:int=1, # Processes that share the batches
         rank:int=0, # Which of them this is
     ):
-        self.mine = [[(0, j) for j in range(i, min(i + batch_size, n))] for i in range(0, n, batch_size)][rank::world]
-
-    def __len__(self): return len(self.mine)
-    def __iter__(self): return iter(self.mine)
+        super().__init__([(0, j) for j in range(i, min(i + batch_size, n))]
+                         for i in range(rank*batch_size, n, world*batch_size))
 
 # %% ../nbs/01_dataset.ipynb #dc79f4d6
 class ByEpoch(Dataset):
@@ -404,8 +401,7 @@ class ByEpoch(Dataset):
 # %% ../nbs/01_dataset.ipynb #027bad5a
 class CheckedCollate:
     "Stack samples into a batch, and check its labels and photos."
-    def __init__(self, num_labels:int): # K, classes of the model
-        self.num_labels = num_labels
+    def __init__(self, num_labels:int): self.num_labels = num_labels # K, classes of the model
 
     def __call__(self, items):
         batch = collate(items)
@@ -496,6 +492,7 @@ def load_data(
     tfms='default', # For training: 'default' (`train_tfms`), None, or any callable(image=, mask=)
     packed:bool=True, # Keep packed arrays next to the files, for speed? Not done where the disk has little room
     masks=None, # Folder of masks, where `path` is a folder of photos
+    tile:int=None, # Side in pixels of the pieces, at the photos' own scale, to train on; None: whole photos
     **folders, # For `SegDataset.from_folders`: suffix, val, groups, colors, or split as a dict
 )->SegData: # train and val, each a `SegDataset`; `.label_space` is theirs
     "Training and validation data of a folder."
@@ -508,17 +505,19 @@ def load_data(
         named, classes = folders.pop('split', None), None if classes == 'all' else classes
         make = lambda split: SegDataset.from_folders(path, masks, classes, None, seed, split=split, **folders)
         train, val = make(named) if named else map(make, ('train', 'val'))
-    return _with_tfms(train, val, size_hw, tfms)
+    return _with_tfms(train, val, size_hw, tfms, tile)
 
-def _with_tfms(train, val, size_hw, tfms):
+def _with_tfms(train, val, size_hw, tfms, tile=None):
     "A pair with transforms."
-    if size_hw is None:
+    if tile and size_hw: raise mistake('tile', tile, f'None next to size_hw={size_hw}', 'Give one of the two.')
+    if not tile and size_hw is None:
         look = [0] if train.prepared and not mixed_sizes(train.path) else range(len(train))
         shapes = {train.mask_values(i).shape for i in look}
-        if len(shapes) > 1: raise mistake('size_hw', None, '(H, W), such as 256', got=f'{len(shapes)} sizes')
+        if len(shapes) > 1: raise mistake('size_hw', None, '256, say, or a tile=512', got=f'{len(shapes)} sizes')
         size_hw = shapes.pop()
-    train.tfms = train_tfms(size_hw) if isinstance(tfms, str) and tfms == 'default' else tfms
-    val.tfms = valid_tfms(size_hw)
+    default = isinstance(tfms, str) and tfms == 'default'
+    train.tfms = train_tfms(tile or size_hw, native=bool(tile)) if default else tfms
+    val.tfms = valid_tfms(tile or size_hw, 'native' if tile else 'squash')
     return SegData(train, val)
 
 # %% ../nbs/01_dataset.ipynb #d9eb3904
@@ -528,12 +527,13 @@ def as_data(
     classes=None, # What `label_space` takes, for a folder; None: all
     size_hw=None, # (H, W) of the samples, for a folder
     seed:int=0, # For the augmentation of a folder
+    tile:int=None, # Side of the samples where they are pieces of the photos, for a folder
 )->SegData|Dataset: # A pair, or one data set where `split` is given
     "Data in any form that `fit` and `compare` take, as data sets."
     what = "a prepared folder, or the pair (train, val) of data sets" + (", or one data set" if split else '')
     pair, folder = isinstance(data, (tuple, list)), not isinstance(data, Dataset) and getattr(data, 'path', data)
     if isinstance(folder, (str, os.PathLike)):
-        if split is None: return load_data(folder, classes or 'all', size_hw, seed)
+        if split is None: return load_data(folder, classes or 'all', size_hw, seed, tile=tile)
         return SegDataset(folder, split, classes or 'all')
     if pair and len(data) != 2 or not pair and split is None: raise mistake('data', data, what)
     if size_hw is not None: raise mistake('size_hw', size_hw, 'None with data sets', 'Give them tfms=train_tfms(…).')

@@ -438,7 +438,7 @@ def fit(
     path = Path(out) if out is not None else Path('runs')/_folder_name(name, model)
     keep, use_cpu = training_args.pop('save_total_limit', 1), training_args.get('use_cpu')
     with quiet(), run_errors(path):
-        data = as_data(data, classes=model.label_space, size_hw=size_hw, seed=seed)
+        data = as_data(data, None, model.label_space, size_hw, seed, None if size_hw else model.tile)
         device = torch.device('cpu') if use_cpu or cpu_only() else torch.accelerator.current_accelerator()
         plan = _plan(recipe, minutes, path, resume, model, data, device)
         plan = _overruled(plan, asked, optimizer, training_args)

@@ -4,11 +4,17 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import nn
+from seglab import cli
 from seglab.card import model_card
+from seglab.dataset import load_data, train_tfms, valid_tfms
 from seglab.files import UserError
+from seglab.masks import prepare
 from seglab.model import Segmenter, evaluating
+from seglab.runs import Run
+from seglab.sample import make_sample
 from seglab.share import export_onnx, predict_files
 from seglab.tiles import predict_tiled, stream_tiles, tile_axis
+from seglab.train import fit
 from support.faults import LONG
 
 def convolutions():
@@ -139,3 +145,60 @@ def test_the_onnx_graph_answers_one_tile(pair, tmp_path):
             x = photo[row.start:row.stop, col.start:col.stop].transpose(2, 0, 1)[None]
             out[:, row.start:row.stop, col.start:col.stop] += session.run(None, {'pixel_values': x})[0][0]*row.weights[:, None]*col.weights
     assert (out.argmax(0) == pair[0].predict(photo)).mean() > .999
+
+# ---------------------------------------------------------------- training on pieces
+
+def test_pieces_are_cut_at_the_photos_own_scale():
+    photo, mask = noise(300, 420), np.arange(300*420, dtype=np.uint32).reshape(300, 420).astype(np.uint8) % 250
+    cut = train_tfms(64, zoom=(1, 1), flip=0, light=0, native=True)
+    for seed in range(20):
+        cut.set_random_seed(seed)
+        piece = cut(image=photo, mask=mask)
+        tops, lefts = np.nonzero((photo[:237, :357] == piece['image'][0, 0]).all(-1))
+        at = [(y, x) for y, x in zip(tops, lefts) if np.array_equal(photo[y:y + 64, x:x + 64], piece['image'])]
+        assert len(at) == 1 and np.array_equal(mask[at[0][0]:at[0][0] + 64, at[0][1]:at[0][1] + 64], piece['mask'])
+
+@pytest.mark.parametrize('zoom', [(.5, 2.), (.8, 2.), (1, 1.5)])
+def test_the_zoom_of_pieces_is_that_of_the_photo(zoom):
+    stripes = np.repeat(np.arange(200) % 2, 10).astype(np.uint8)[None].repeat(1500, 0)              # 10 pixels wide
+    cut, widths = train_tfms(256, zoom, flip=0, light=0, native=True), []
+    for seed in range(60):
+        cut.set_random_seed(seed)
+        out = cut(image=np.zeros((1500, 2000, 3), np.uint8), mask=stripes)['mask']
+        widths.append(256 / (np.diff(out[0].astype(int)) != 0).sum() / 10)
+    assert .93*zoom[0] < min(widths) < zoom[0] + .25*(zoom[1] - zoom[0]) and zoom[1] - .4*(zoom[1] - zoom[0]) < max(widths) < 1.08*zoom[1]
+
+def test_small_photos_get_a_rim_of_ignore():
+    photo, mask = noise(40, 300), np.ones((40, 300), np.uint8)
+    for tfms in (train_tfms(64, native=True), valid_tfms(64, 'native')):
+        out = tfms(image=photo, mask=mask)
+        assert out['image'].shape == (64, 64, 3) and set(np.unique(out['mask'])) == {1, 255}
+    middle = valid_tfms(64, 'native')(image=noise(200, 301), mask=np.zeros((200, 301), np.uint8))['image']
+    assert np.array_equal(middle, noise(200, 301)[68:132, 118:182])
+
+@pytest.fixture(scope='module')
+def large(tmp_path_factory):
+    "A prepared folder of photos of many sizes, as they are."
+    root = tmp_path_factory.mktemp('large')
+    parts = [make_sample(root/f'raw{h}', n=6, size_hw=(h, 150), seed=h) for h in (50, 140)]
+    files, photos = zip(*[(p/'annotations'/'instances_sample.json', p/'sample') for p in parts])
+    return prepare(list(files), list(photos), root/'prepared', size_hw=None).path
+
+def test_a_model_with_a_tile_trains_on_pieces(large, tmp_path):
+    with pytest.raises(UserError, match=r'size_hw=None: expected 256, say, or a tile=512; got \d+ sizes'): load_data(large)
+    with pytest.raises(UserError, match=r'tile=64: expected None next to size_hw=32'): load_data(large, size_hw=32, tile=64)
+    data = load_data(large, 'things', tile=64)
+    assert {tuple(d[i]['labels'].shape) for d in data for i in range(len(d))} == {(64, 64)}
+    def train(data): return fit(Segmenter(nn.Conv2d(3, 2, 1), data.label_space, tile=64), large, epochs=1, out=tmp_path/'run', progress=False, pictures=0, workers=0)
+    torch.manual_seed(0)
+    run = train(data)
+    model = Segmenter.from_pretrained(run.best, net=nn.Conv2d(3, 2, 1))
+    assert run.finished and model.tile == 64 and model.size_hw is None
+    assert model.predict(noise(140, 150)).shape == (140, 150)
+
+def test_the_shell_trains_on_pieces(large, tmp_path, capsys):
+    asked = ['train', str(large), str(tmp_path/'run'), '--tile', '64', '--epochs', '1', '--classes', 'things', '--weights', 'none', '--encoder-name', 'tu-mobilenetv3_small_050']
+    assert cli.main(asked) == 0 and Run(tmp_path/'run').load().tile == 64
+    assert cli.main(asked) == 0 and 'nothing was trained' in capsys.readouterr().out
+    assert cli.main([*asked[:2], str(tmp_path/'other'), '--tile', '100', '--weights', 'none']) == 1
+    assert '--tile 100: expected a multiple of 32 pixels' in capsys.readouterr().err
