@@ -196,12 +196,13 @@ def scored(test, kept):
 
 
 def differences(data, kind, found, seeds):
-    "Every recipe against 'auto', for new photos and new runs; not for CamVid, whose photos are one clip."
+    "Every recipe against 'auto', for new photos and new runs; of views, each model for itself. Not for CamVid: one clip."
     for (what, name), runs in found.items():
         auto = found.get((what, 'auto'), [])
         if name == 'auto' or not len(runs) == len(auto) == seeds: continue
-        d = Comparison({'auto': auto, name: runs}).differences[0]
-        yield dict(data=data, net=kind, part=what, recipe=name, difference=d.difference, low=d.low, high=d.high, better=d.better)
+        for seed, (a, b) in enumerate(zip(auto, runs)) if what == 'views' else [(None, (auto, runs))]:
+            d = Comparison({'auto': a, name: b}).differences[0]
+            yield dict(data=data, net=kind, part=what, recipe=name, seed=seed, difference=d.difference, low=d.low, high=d.high, better=d.better)
 
 
 def main(argv=None):
@@ -237,7 +238,7 @@ def main(argv=None):
                         found.setdefault((what, name), []).append(scored(sets[1], kept))
                 if data == 'camvid': continue
                 new = [length | r for r in differences(data, kind, found, a.seeds)]
-                same = lambda r: tuple(r[k] for k in ('data', 'net', 'part', 'recipe', *length) if k in r)
+                same = lambda r: tuple(r[k] for k in ('data', 'net', 'part', 'recipe', 'seed', *length) if k in r)
                 done['differences'] = [r for r in done.get('differences', []) if same(r) not in map(same, new)] + new
                 write_json(Path(a.out), done)
 
