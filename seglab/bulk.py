@@ -380,7 +380,7 @@ def _write_account(out, plan, splits, done, settings, classes, rules, recipe, sa
     notes += [said]*bool(said) + _remarks(plan, classes, rules, codes, counts['annotations'])
     if isinstance(recipe.split, (list, tuple)):
         twice = sum(any(recipe.split[f] != s for f in p.also) for p, s in zip(plan.photos, splits))
-        if twice: notes.append(f"{twice:,} photos are in files of several splits: each is in its first file's.")
+        if twice: notes.append(f"Photos in files of several splits: {twice:,}; each is in its first file's.")
     written = [p for p in plan.photos if not done[p.k].code]
     if recipe.pack: _close_parts(out, len(plan.photos), [p.k for p in written], rules.size_hw)
     write_csv(out/'index.csv', 'stem image_id file_name height width split group used repaired dropped'.split(), index)

@@ -101,7 +101,7 @@ def _bad_batch(x, fit, K, ignore, names):
     wrong = np.flatnonzero(~fit.all((1,2)))
     steps = _stepped(sum(_ramps(np.clip(m, -1, 256)) for m in x))
     cause, why = explain_labels(_counts(x[~fit]), K, _counts(x[fit]), ignore, shape=x.shape, steps=steps)
-    more = f" (and {len(wrong)-1} more images)" if len(wrong) > 1 else ''
+    more = f" (and {len(wrong)-1} more image{'s'*(len(wrong) > 2)})" if len(wrong) > 1 else ''
     here = _list_ids(_counts(x[wrong[0]][~fit[wrong[0]]]))
     return LabelError(f"{_image_name(names, wrong[0])}{more} holds labels outside 0...{K-1}: {here}; {why}", cause)
 
@@ -422,11 +422,12 @@ class LabelReport:
         self.label_space, self.counts, self.images = label_space, counts, images
         never = [n for n, c in zip(label_space.names, counts) if not c]
         some = f"{', '.join(never[:6])}{', ...' if never[6:] else ''}"
-        self.notes = [f"{len(never)} classes never occur: {some}"]*bool(never) + list(doubts)
+        self.notes = [f"classes that never occur ({len(never)}): {some}"]*bool(never) + list(doubts)
         for d in doubts: warnings.warn(f"labels: {d}")
     def __repr__(self):
         K, share = self.label_space.num_labels, self.counts[-1]/max(self.counts.sum(), 1)
-        head = f"{self.images:,} masks, every label one of {K} classes or ignore ({share:.1%} of the pixels)"
+        masks = f"{self.images:,} mask{'s'*(self.images != 1)}"
+        head = f"{masks}, every label one of {K} classes or ignore ({share:.1%} of the pixels)"
         return '\n'.join([head, *(f'note: {n}' for n in self.notes)])
 
 # %% ../nbs/lib/15_labels.ipynb #6abad33f
@@ -461,7 +462,7 @@ class TruthCheck:
         if not fault and found == {0, IGNORE} and not self.prepared and self.label_space.table[IGNORE] != IGNORE:
             fault = 'binary', ("it holds 0 and 255 only, and in class indices 255 is ignore; these are mask values, "
                                "and label_space.encode(mask) makes class indices of them.")
-        if fault: raise LabelError(f"{what}, {self.n} masks: {fault[1]}", fault[0])
+        if fault: raise LabelError(f"{what}, {self.n} mask{'s'*(self.n != 1)}: {fault[1]}", fault[0])
         return LabelReport(self.label_space, self.counts, self.n)
 
 # %% ../nbs/lib/15_labels.ipynb #7e364c02

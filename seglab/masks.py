@@ -247,7 +247,7 @@ def _lines(self:Prepared):
 @patch
 def __repr__(self:Prepared):
     head, *more = self._lines()
-    rows = [f'  {n:7,} {"photos " if a == "failed" else ""}{a:8} {as_text(c)}'
+    rows = [f'  {n:7,} {"photo" + "s"*(n != 1) + " " if a == "failed" else ""}{a:8} {as_text(c)}'
             for a, codes in self.codes.items() for c, n in codes.items()]
     return '\n'.join([f'Prepared folder {as_text(self.path.name)!r}', *(f'  {l}' for l in (head, *more)), *rows])
 

@@ -356,8 +356,8 @@ def assumptions(
         rows.append([None, p.image_id, None, 'noted', 'exif_unknown',
                      f"EXIF orientation {d.orientation}: left as it is stored; exif='apply' turns it"])
     if rows:
-        notes.append(f'{len(rows):,} photos have an EXIF orientation, and the file does not say whether they were '
-                     "annotated turned: left as stored (exif='apply' turns them).")
+        notes.append(f'Photos left as stored: {len(rows):,}. They have an EXIF orientation, and the file does not '
+                     "say whether they were annotated turned (exif='apply' turns them).")
     if turned and recipe.exif == 'auto':
         notes.append('Photos are turned as their EXIF orientation says: '
                      'at least one fits its stated size only so, and none only as stored.')
@@ -365,8 +365,8 @@ def assumptions(
     if deep:
         bits = done[deep[0].k].bits
         how = f'window {recipe.window}' if recipe.window else f'{bits} bits (depth={recipe.depth!r})'
-        rows.append([None, None, None, 'noted', 'depth', f'{len(deep):,} photos of more than 8 bits: {how} became 8'])
-        notes.append(f'{len(deep):,} photos have more than 8 bits: {how} became 8.')
+        rows.append([None, None, None, 'noted', 'depth', f'photos of more than 8 bits: {len(deep):,}; {how} became 8'])
+        notes.append(f'Photos of more than 8 bits: {len(deep):,}; {how} became 8.')
     return rows, notes
 
 # %% ../nbs/lib/19_paint.ipynb #9759aed8

@@ -526,12 +526,13 @@ def _facts(self:Run):
     facts['model'] = f'{r.model} ({r.library}), {r.parameters/1e6:.2f} M parameters, {len(r.classes)} classes'
     facts['data'] = f'{r.train_images:,} photos to train on, {r.val_images:,} to validate'
     name = f'{self.recipe.name}: ' if self.recipe else ''
-    facts['recipe'] = f'{name}{r.loss}, lr {r.lr}, batch {r.batch_size}, {r.epochs:g} epochs, {r.precision}'
+    epochs = f'{r.epochs:g} epoch{"s"*(r.epochs != 1)}'
+    facts['recipe'] = f'{name}{r.loss}, lr {r.lr}, batch {r.batch_size}, {epochs}, {r.precision}'
     end = c.get('finished')
     facts['state'] = 'not finished; the same call of fit resumes it'
     if end:
-        took = duration(end['seconds'])
-        facts['state'] = f"finished after {end['epoch']:.4g} epochs, {took} on {c.get('device')}"
+        n, took = end['epoch'], duration(end['seconds'])
+        facts['state'] = f"finished after {n:.4g} epoch{'s'*(n != 1)}, {took} on {c.get('device')}"
     for old in c.get('continued') or []:
         facts['state'] += f", continued after {str(old.get('epochs')).removesuffix('.0')} epochs"
     if (self.best/'scores.json').is_file():

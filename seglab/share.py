@@ -79,9 +79,9 @@ def _recipe(path):
     s = read_json(file, todo='Train the run again.').get('settings') if file.is_file() else {}
     if not (isinstance(s, dict) and all(_is_number(s.get(k)) for k in ('epochs', 'lr', 'batch_size'))): return ''
     say = lambda k, default: md(s.get(k, default))                                # the file may be a stranger's
-    return (f"## Training\n\n{s['epochs']:g} epochs on {say('train_images', 'some')} photos: loss {say('loss', 'ce')}, "
-            f"AdamW, learning rate {s['lr']:g}, batches of {s['batch_size']:g}, seed {say('seed', 0)}; the weights of "
-            f"the epoch with the best validation {say('keep_best', 'loss')}. "
+    return (f"## Training\n\nEpochs: {s['epochs']:g}; photos: {say('train_images', 'not known')}; "
+            f"loss {say('loss', 'ce')}, AdamW, learning rate {s['lr']:g}, batches of {s['batch_size']:g}, "
+            f"seed {say('seed', 0)}; the weights of the epoch with the best validation {say('keep_best', 'loss')}. "
             'All settings are in `training/config.json`.')
 
 # %% ../nbs/lib/33_share.ipynb #a1fdfc0b

@@ -200,7 +200,7 @@ def test_photos_that_are_none(tmp_path, data):
 def test_a_photo_of_two_splits_is_said(tmp_path):
     p = run(tmp_path, (coco(names=['a.png', 'b.png']), coco(names=['b.png', 'c.png'])), ['a.png', 'b.png', 'c.png'], split=['train', 'val'])
     assert dict(zip(p.index.file_name, p.index.split)) == {'a.png': 'train', 'b.png': 'train', 'c.png': 'val'}
-    assert any(n.startswith('1 photos are in files of several splits') for n in p.info['notes'])
+    assert any(n.startswith('Photos in files of several splits: 1;') for n in p.info['notes'])
     assert not any('several splits' in n for n in run(tmp_path, (coco(), coco()), split=['train', 'train'], out='same').info['notes'])
 
 def test_a_fraction_as_text_is_no_name(tmp_path):
