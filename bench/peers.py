@@ -15,6 +15,7 @@ import argparse, json, tempfile, time
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from statistics import median
 
 import albumentations as A
 import cv2
@@ -129,23 +130,36 @@ def plain_loop(model, ds, recipe, optim, epochs, seed):
     return model.eval()
 
 
-def trained(name, kind, ds, size_hw, seed, a, home, change=None, augment=None):
-    "A model of one recipe, with what it took."
+def start(name, kind, ds, size_hw, seed, change=None, augment=None):
+    "(model, recipe, (train, val), the peer's optimiser or None), before training."
     model = net(kind, ds.label_space, size_hw, seed)
     peer = {'smp example': smp_example, 'transformers example': transformers_example}.get(name)
     recipe, tfms, optim = peer(size_hw) if peer else (None, None, None)
     data = halves(ds, size_hw, augment(size_hw, ds) if augment else tfms)
     if recipe is None: recipe = Recipe() if name == 'assignment' else auto_recipe(model, data, DEVICE)
-    if change: recipe = replace(recipe, **change(recipe))
-    timed = (data[0], []) if peer else data                                # the examples do not validate while they train
-    epochs = a.epochs or epochs_in(a.seconds/60, recipe, model, timed, get_loss(recipe.loss), DEVICE, clock=CLOCK)
-    start = CLOCK()
-    if peer: model = plain_loop(model, data[0], recipe, optim, epochs, seed)
+    return model, replace(recipe, **change(recipe)) if change else recipe, data, optim
+
+
+def epochs_of(names, kind, ds, size_hw, seconds):
+    "Epochs of each recipe in so many seconds. They are timed in turns, so that a noisy neighbour slows all of them; the median of five."
+    starts = {n: start(n, kind, ds, size_hw, 0) for n in names}
+    def once(model, recipe, data, optim):
+        data = (data[0], []) if optim else data                            # the examples do not validate while they train
+        return epochs_in(seconds/60, recipe, model, data, get_loss(recipe.loss), DEVICE, clock=CLOCK)
+    rounds = [{n: once(*s) for n, s in starts.items()} for _ in range(5)]
+    return {n: median(r[n] for r in rounds) for n in names}
+
+
+def trained(name, kind, ds, size_hw, seed, epochs, home, *change):
+    "A model of one recipe, with what it took."
+    model, recipe, data, optim = start(name, kind, ds, size_hw, seed, *change)
+    began = CLOCK()
+    if optim: model = plain_loop(model, data[0], recipe, optim, epochs, seed)
     else:
         out = Path(tempfile.mkdtemp(dir=home))/'run'
         model = fit(model, data, recipe=replace(recipe, epochs=epochs), seed=seed, precision='fp32', out=out, pictures=0,
                     progress=False, workers=0, save_strategy='no').load()
-    return model, dict(epochs=epochs, seconds=round(CLOCK() - start, 1), batch_size=recipe.batch_size)
+    return model, dict(epochs=epochs, seconds=round(CLOCK() - began, 1), batch_size=recipe.batch_size)
 
 
 def rare_first(size_hw, space, ds):
@@ -177,14 +191,13 @@ PARTS = {'auto': (None, None),
 VIEWS = {'auto': None, 'auto + mirror image': (1,), 'auto + mirror image, three sizes': (.75, 1, 1.25)}
 
 
-def row(what, name, kind, sets, size_hw, seed, a, home, kept, ready, *change):
+def row(what, name, kind, sets, size_hw, seed, epochs, home, kept, ready, *change):
     "Train, score once, and keep the predictions; models of `ready` are not trained again to see other views."
     ds, test = sets
-    if what != 'views': model, took = trained(name, kind, ds, size_hw, seed, a, home, *change)
-    else:
-        if seed not in ready: ready[seed] = trained('auto', kind, ds, size_hw, seed, a, home)
-        model, took = ready[seed]
-        if VIEWS[name]: model = with_tta(model, VIEWS[name])
+    again = what == 'views' and ready.get(seed)
+    model, took = again or trained('auto' if what == 'views' else name, kind, ds, size_hw, seed, epochs, home, *change)
+    if name == 'auto': ready[seed] = model, took
+    if what == 'views' and VIEWS[name]: model = with_tta(model, VIEWS[name])
     test.tfms = None
     e = evaluate(model, test, batch_size=1, out=kept)
     return dict(part=what, recipe=name, net=kind, seed=seed, mean_iou=e.scores['mean_iou'], **took)
@@ -224,13 +237,15 @@ def main(argv=None):
                 jobs = [('peers', n) for n in ('assignment', 'smp example' if kind == 'unet' else 'transformers example', 'auto') if not a.only or n in a.only] * ('peers' in a.parts)
                 jobs += [('ablation', n, *c) for n, c in PARTS.items() if not a.only or n in a.only] * ('ablation' in a.parts and kind == 'unet')
                 jobs += [('views', n) for n in VIEWS if not a.only or n in a.only] * ('views' in a.parts)
-                found, ready, masks = {}, {}, Path(a.out).with_suffix('.masks')
+                found, ready, lengths, masks = {}, {}, {}, Path(a.out).with_suffix('.masks')
                 for seed in range(a.seeds):
                     for what, name, *change in jobs:
                         key = dict(data=data, part=what, recipe=name, net=kind, seed=seed, **length)
                         kept = masks/f'{data} {kind} {what} {name} {seed} {a.epochs or a.seconds:g}'
                         if not any(key.items() <= r.items() for r in done['rows']):
-                            done['rows'].append(key | row(what, name, kind, sets, size_hw, seed, a, home, kept, ready, *change))
+                            if not (a.epochs or lengths): lengths = epochs_of({'auto', *(n for w, n, *_ in jobs if w == 'peers')}, kind, sets[0], size_hw, a.seconds)
+                            epochs = a.epochs or lengths.get(name, lengths['auto'])
+                            done['rows'].append(key | row(what, name, kind, sets, size_hw, seed, epochs, home, kept, ready, *change))
                             done |= dict(machine=machine(DEVICE), threads=1, versions=versions(), date=str(date.today()))
                             write_json(Path(a.out), done)
                             print(json.dumps(done['rows'][-1]), flush=True)
