@@ -18,7 +18,7 @@ A part ends within --minutes. Trainings get their number of epochs from a measur
 goes on with the same command: a finished part is not done again (unless --again), a training goes on from its last checkpoint.
 The notebooks' flagged cells are run by `nbdev_test --flags cuda`. No network is used. Pictures and reports of real photos stay in the --work folder: their licences forbid passing them on.
 """
-import argparse, contextlib, io, json, math, os, shutil, signal, statistics, subprocess, sys, tempfile, time, traceback
+import argparse, contextlib, functools, gc, io, json, math, os, shutil, signal, statistics, subprocess, sys, tempfile, time, traceback
 from argparse import Namespace
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -141,8 +141,15 @@ def drawn_camvid(p):
             cv2.imwrite(str(home/f'{name}annot'/f'{stem}.png'), np.where(y == 255, VOID, y % VOID).astype(np.uint8))
     return home
 
+@functools.cache
+def load_trainers():
+    "Import what trains, and keep it from the search for garbage with which each training begins."
+    import seglab.comparison, seglab.segformer, seglab.train, seglab.unet  # noqa: F401
+    gc.freeze()
+
 def makers(tiny):
     "{name: function(label_space) -> Segmenter}: both models from random weights, and U-Net with ImageNet's where they are installed."
+    load_trainers()
     from seglab.segformer import build_segformer
     from seglab.unet import build_unet
     small = dict(encoder_name='resnet18', encoder_depth=3, decoder_channels=(16, 8, 8)) if tiny else {}
@@ -358,7 +365,7 @@ def throughput(p):
     from seglab.packed import pack
     from seglab.model import count_flops
     a, tiny = p.a, p.a.tiny
-    side, batches, steps, warmup, rounds = (64, [2, 4], 2, 1, 1) if tiny else (256, [4, 32, 128], 12, 4, 2)
+    side, batches, steps, warmup, rounds = (64, [2], 2, 1, 1) if tiny else (256, [4, 32, 128], 12, 4, 2)
     path = photos(p, 12 if tiny else 256, side)
     space = SegDataset(path, None, 'coco80').label_space
     plain, packed = Tutorial(path, space, (side, side)), SegDataset(pack(path), None, 'coco80', train_tfms((side, side)))

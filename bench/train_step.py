@@ -132,10 +132,10 @@ def main():
     p.add_argument('--workers', type=int, default=0)
     p.add_argument('--compile', action='store_true', help='add rows with torch.compile')
     p.add_argument('--cpu_time', action='store_true', help="time is the process's own (user and system), for a machine that is not idle; no GPU, no workers")
-    p.add_argument('--tiny', action='store_true', help='64 px, 5 classes, two rounds of three steps')
+    p.add_argument('--tiny', action='store_true', help='64 px, 5 classes, one round of three steps')
     p.add_argument('--json', help='also write the JSON line to this file')
     a = p.parse_args()
-    if a.tiny: a.size, a.classes, a.batch, a.steps, a.warmup, a.rounds = 64, 5, 2, 3, 1, 2
+    if a.tiny: a.size, a.classes, a.batch, a.steps, a.warmup, a.rounds = 64, 5, 2, 3, 1, 1
     if a.cpu_time and (torch.cuda.is_available() or a.workers): p.error('--cpu_time is for a CPU without workers')
     from seglab.dataset import LabelSpace
     from seglab.files import machine, versions

@@ -14,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 QUIET = dict(NO_ALBUMENTATIONS_UPDATE='1', WANDB_MODE='offline', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false',
-             MPLBACKEND='Agg', OMP_NUM_THREADS='1')
+             MPLBACKEND='Agg', OMP_NUM_THREADS='1', PYTHONDONTWRITEBYTECODE='')
+sys.dont_write_bytecode = False    # a library is compiled once, not anew in each of a hundred processes
 
 def run(*cmd, **kwargs):
     "Run a command of this environment in the project's root; its exit status."
