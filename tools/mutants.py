@@ -236,7 +236,7 @@ def tried(copy, arguments, seconds):
     if not child:
         os.setpgid(0, 0)
         os.chdir(copy)
-        os.environ['PYTHONPATH'] = str(copy)
+        os.environ.update(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE='1')      # no mutant is remembered
         sys.path[:0], sys.dont_write_bytecode = [str(copy)], True
         for stream in (1, 2): os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         import pytest
