@@ -205,6 +205,13 @@ def test_timing_changes_nothing(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and all(p.grad is None for p in model.parameters())
 
 
+def test_whole_steps_are_timed(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.optim.AdamW, 'step', lambda self: done.append([p.grad is not None for g in self.param_groups for p in g['params']]))
+    epochs_in(.01, Recipe(), tiny(), DATA, get_loss('ce'), torch.device('cpu'))
+    assert len(done) == 7 and all(map(all, done))
+
+
 def test_a_recipe_prints_every_reason():
     recipe = auto_recipe(tiny(), DATA)
     assert all(w in str(recipe) for w in recipe.why.values()) and str(recipe).startswith('auto: ')

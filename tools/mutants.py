@@ -115,10 +115,14 @@ MUTANTS = {
         "round(w/zoom[0]), fill_mask=IGNORE)": "round(w/zoom[0]))",
         "A.PadIfNeeded(*size, fill_mask=IGNORE)": "A.PadIfNeeded(*size)",
         "int(i) % len(self))": "abs(int(i)))",
-        "ratio=(w/h*3/4, w/h*4/3)": "ratio=(h/w*3/4, h/w*4/3)",
+        "(w/h*3/4, w/h*4/3)": "(h/w*3/4, h/w*4/3)",
         "(self.seed * 1_000_003 + epoch)": "(self.seed * 1_000_003)",
         "if image_too: _same_size": "if False: _same_size",
-        "if getattr(d, 'epoch', None) != epoch: d.set_epoch(epoch)": "pass"})],
+        "if getattr(d, 'epoch', None) != epoch: d.set_epoch(epoch)": "pass"}),
+    ('test_tiles', {
+        "A.RandomSizedCrop((round(h/zoom[1]), round(h/zoom[0]))": "A.RandomSizedCrop((round(h/2), h)",
+        "pad_if_needed=True, fill_mask=IGNORE)": "pad_if_needed=True)",
+        "'native' if tile else 'squash'": "'squash'"})],
 'own': [
     ('test_dataset', {
         "    if lost: raise mistake('masks'": "    if False: raise mistake('masks'",
@@ -176,7 +180,11 @@ MUTANTS = {
         "        fitted.add(pattern)": "        fitted.update(rates)",
         "keep = min(decay, (1 + float(n)) / (10 + float(n)))": "keep = decay",
         "    with own_random(0):": "    if True:",
-        "'cosine' if long else 'constant_with_warmup'": "'constant_with_warmup'"})],
+        "'cosine' if long else 'constant_with_warmup'": "'constant_with_warmup'",
+        "- held) // photo)": ") // photo)",
+        "if s.data_ptr() not in own: saved": "if False: saved",
+        "    accumulate = -(-size // found.at_once)": "    accumulate = 1",
+        "            optimizer.step()": "            pass"})],
 'trainer': [
     ('test_trainer', {
         "    model.train(was)\n    if trainer": "    if trainer",
