@@ -10,7 +10,7 @@ __all__ = ['CAMVID', 'PRESETS', 'is_background', 'is_whole', 'class_groups', 'pa
            'make_loader']
 
 # %% ../nbs/lib/19_own.ipynb #f2e4b3fe
-import os, random, warnings
+import os, random, unicodedata, warnings
 from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 # %% ../nbs/lib/19_own.ipynb #b2a3a360
 from .files import did_you_mean, hide_script, mistake, unique_names
 from .images import IGNORE, LabelError, image_orientation, read_image
-from .names import list_images, pair_files
+from .names import list_images, nfc, pair_files
 from .photos import COCO80, VOC20, split_of
 from .labels import (
     LabelReport, TruthCheck, own_random, scan_masks, strange_masks_error, suspicions, transform_fault, unlearnable)
@@ -136,12 +136,12 @@ def part_of(
             raise mistake('split', split, "'train', 'val', None, a list of names or a .txt file of them",
                           'For parts of your own, list their names.')
         return [s for s in stems if split_of(group_of(s, groups) or s, val) == split]
-    known, wanted = set(stems), [str(n).strip() for n in split if str(n).strip()]
+    known, wanted = {nfc(s): s for s in stems}, [nfc(str(n).strip()) for n in split if str(n).strip()]
     wanted = [n if n in known else Path(n).stem for n in wanted]
     lost = [n for n in wanted if n not in known]
     got = f'{len(lost)} that are not there, first {lost[:3]}'
     if lost: raise mistake('split', wanted, 'names of photos in the folder', got=got)
-    return list(dict.fromkeys(wanted))
+    return [known[n] for n in dict.fromkeys(wanted)]
 
 def group_of(
     stem:str, # of a photo
@@ -149,9 +149,10 @@ def group_of(
 )->str: # the group as text; '' where it has none
     "The group of a photo."
     if groups is None: return ''
-    if not callable(groups) and stem not in groups:
-        raise mistake('groups', groups, 'a group for each photo', got=f'none for {stem!r}')
-    group = groups(stem) if callable(groups) else groups[stem]
+    keys = stem, nfc(stem), unicodedata.normalize('NFD', stem)
+    key = stem if callable(groups) else next((k for k in keys if k in groups), None)
+    if key is None: raise mistake('groups', groups, 'a group for each photo', got=f'none for {stem!r}')
+    group = groups(stem) if callable(groups) else groups[key]
     return '' if group is None else str(group)
 
 def known_groups(

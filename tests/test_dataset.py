@@ -1,5 +1,5 @@
 """The data set: label spaces, parts and folds, augmentation, batches, wrappers. Each test was seen failing with the fault in its name."""
-import itertools, json, os, subprocess, sys, warnings
+import itertools, json, os, subprocess, sys, unicodedata, warnings
 from pathlib import Path
 import albumentations as A
 import numpy as np, pytest, torch
@@ -325,6 +325,15 @@ def test_folders_split_by_group_by_list_and_by_file(tmp_path):
     refused("none for 'p0_0'", make, split='train', groups={})
     for f in folds(make(groups=patient), 4):
         assert not set(f.train.groups) & set(f.val.groups) and len(f.val) == 6 and len(f.train) == 18
+
+def test_photos_and_masks_whose_names_are_spelled_in_two_ways(tmp_path):
+    images, masks = write(tmp_path, {f'caf\u00e9{k}': half() for k in range(6)})
+    two = [unicodedata.normalize('NFD', p.name) for p in sorted(images.iterdir())]
+    for p, name in zip(sorted(images.iterdir()), two): p.rename(images/name)
+    groups = {Path(n).stem: f'g{i//3}' for i, n in enumerate(two)}
+    ds = SegDataset.from_folders(images, masks, ['x', 'y'], split=two[:4], groups=groups)
+    assert ds.stems == [f'caf\u00e9{k}' for k in range(4)] and ds.groups == ['g0']*3 + ['g1'] and ds[0]['labels'].sum() == 160
+    assert sum(len(SegDataset.from_folders(images, masks, ['x', 'y'], split=s, val=.5)) for s in ('train', 'val')) == 6
 
 def test_a_photo_without_a_group_is_alone(sample, tmp_path):
     prepare(*sample, tmp_path/'plain', size_hw=32, workers=1)
