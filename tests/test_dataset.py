@@ -301,6 +301,17 @@ def test_own_wrappers_pass_the_epoch_on(folder):
 def test_parts_with_other_classes_are_refused(folder):
     refused('one for all data sets', check_dataset, ConcatDataset([SegDataset(folder), SegDataset(folder, classes='things')]))
 
+@pytest.mark.parametrize('i', [9, -7, 1.5, 'a', True])
+def test_an_index_that_a_subset_cannot_have_is_one_sentence(tmp_path, i):
+    "In any nest, and before anything runs: evaluate, compare and fit begin with the same look."
+    ds = SegDataset.from_folders(*write(tmp_path, {str(k): half() for k in range(6)}), ['x', 'y'])
+    said = f'indices={i!r}: expected whole numbers from -6 to 5, for the Subset is of 6 samples'
+    bad = Subset(ds, [i])
+    for d in (bad, ConcatDataset([ds, bad]), Subset(ConcatDataset([bad, ds]), [0]), Subset(Base(0, 6), [i])):
+        for f in (as_data, check_samples): refused(said, f, d, 'val' if f is as_data else ds.label_space)
+    refused(said, as_data, (ds, bad)), refused(said, class_counts, bad)
+    assert len(look_through(Subset(ds, torch.tensor([5, -6]))).at) == 2 and look_through(Subset(ds, np.array([-1]))).at.tolist() == [5]
+
 def test_weights_come_from_the_classes_and_not_from_ignore():
     ds = Base(0, 2)
     ds.masks = np.array([[[0]*5 + [1] + [255]*94]], np.uint8)
