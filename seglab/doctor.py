@@ -19,8 +19,9 @@ import cv2, msgspec
 import numpy as np
 
 # %% ../nbs/lib/18_doctor.ipynb #8d459fb7
-from .files import (
-    UserError, ahead, as_text, cores, disk_errors, md, mistake, progress_bar, versions, write_json, write_text)
+from seglab.files import (
+    UserError, ahead, as_text, check_out, cores, disk_errors, md, mistake, progress_bar, versions, write_json,
+    write_text)
 from seglab.images import (
     BACKGROUND, BadImage, IGNORE, check_size, encode_image, image_header, read_image, read_mask, resize_image,
     resize_mask)
@@ -243,7 +244,7 @@ _OURS = 'check.html', 'check.json', 'prepared', 'found', '.lock'
 
 def _own_folder(out):
     "Make the folder, or refuse one that holds something else."
-    if out.is_file(): raise mistake('out', str(out), 'a folder', 'Give another name.', 'a file')
+    check_out(out, '')
     if out.exists() and any(p.name not in _OURS for p in out.iterdir()):
         raise mistake('out', str(out), 'a new folder, or one that seglab check wrote', 'Give another name.',
                       'a folder with other things')
