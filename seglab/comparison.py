@@ -25,7 +25,7 @@ from .metrics import scores as score_matrix
 
 # %% ../nbs/04_compare.ipynb #024fff88
 from .files import (
-    UserError, as_text, disk_errors, folder_names, inside, jsonable, mistake, progress_bar, versions)
+    UserError, as_text, check_out, disk_errors, folder_names, inside, jsonable, mistake, progress_bar, versions)
 from .images import IGNORE, read_mask, write_mask
 from .labels import TruthCheck
 from .own import look_through
@@ -150,7 +150,7 @@ class Evaluation:
         truth_out=None, # folder for `<stem>.png` of every true mask; None keeps none
     ):
         self.label_space, self.name, self.boundary = label_space, as_text(name), boundary
-        self.folder, self.truth_folder = (f and Path(f) for f in (out, truth_out))
+        self.folder, self.truth_folder = (f and (check_out(f, '') or Path(f)) for f in (out, truth_out))
         K = label_space.num_labels
         self.matrix, self.boundary_counts, self.ignored = np.zeros((K, K), np.int64), np.zeros((2, K), np.int64), 0
         self.stems, self.groups, self.sizes, self.notes, self.seconds = [], [], set(), [], 0.
@@ -242,9 +242,11 @@ def evaluate_masks(
 )->Evaluation: # the counts
     "Score masks that are there already; streams, so they never need to fit in memory together."
     space = label_space if isinstance(label_space, LabelSpace) else LabelSpace.from_names(label_space)
-    start = time.perf_counter()
-    result = Evaluation(space, name, boundary, out, truth_out)
-    for stem, pred, truth in triples: result.add(stem, pred, truth)
+    start, result = time.perf_counter(), Evaluation(space, name, boundary, out, truth_out)
+    for t in triples:
+        if not isinstance(t, (tuple, list)) or len(t) != 3 or np.ndim(t[0]):
+            raise mistake('triples', type(t).__name__, '(stem, prediction, truth) for each photo, masks as (H,W)')
+        result.add(*t)
     result.seconds = time.perf_counter() - start
     return result.check_truth()
 
@@ -276,16 +278,15 @@ def evaluate(
     into = label_mapping(model.label_space, space, mapping)
     truth_map = np.arange(space.num_labels) if own is None else label_mapping(own, space)
     same = model.label_space.names == space.names and not mapping
-    where = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    with worker_errors(), evaluating(model, where) as net:
+    with worker_errors(), evaluating(model, device or ('cuda' if torch.cuda.is_available() else 'cpu')) as net:
         answers = photo_answers(net, ds, stems, truth_map, None if same else into, batch_size, workers,
                                 result.calibration)
         bar = progress_bar(stems, desc=result.name, unit='photo', show=progress)
         for i, (stem, (pred, truth)) in enumerate(zip(bar, answers)):
             result.add(stem, pred, truth, groups and groups[i])
     result.seconds = time.perf_counter() - start
-    names = space.names if same else [None if k == IGNORE else space.names[k] for k in into]
-    result.mapping = None if same else dict(zip(model.label_space.names, names))
+    if not same:
+        result.mapping = {n: None if k == IGNORE else space.names[k] for n, k in zip(model.label_space.names, into)}
     result.notes = scoring_notes(result, model)
     return result.check_truth(all(getattr(d, 'prepared', False) for d in look_through(ds).bases))
 
@@ -392,9 +393,8 @@ def notes(self:Comparison)->list: # sentences
             out.append(f"{n} says {names[said[0]]} everywhere: it gives every pixel the same class.")
     rare = [k for k in np.argsort(self.support, kind='stable') if 0 < self.support[k] < 5]
     some = ', '.join(f'{names[k]} ({self.support[k]})' for k in rare[:6]) + ', …' * (len(rare) > 6)
-    are = 'is' if len(rare) == 1 else 'are'
-    if rare: out.append(f"{len(rare)} of the classes {are} seen in fewer than 5 photos: {some}; "
-                        "their own scores say little, and the intervals are widened for it.")
+    if rare: out.append(f"{len(rare)} of the classes {'is' if len(rare) == 1 else 'are'} seen in fewer than 5 photos: "
+                        f"{some}; their own scores say little, and the intervals are widened for it.")
     return out
 
 @patch(as_prop=True)

@@ -130,13 +130,13 @@ def from_names(cls:LabelSpace,
     ignore_ids:tuple=(), # Mask values without a label; 255 is one of them unless it is named
 )->LabelSpace: # Class i is the i-th name
     "The label space of masks that hold indices already."
+    if not hasattr(names, '__iter__'): raise mistake('names', names, 'a list of class names', 'Name each class.')
     pairs = dict(names) if isinstance(names, dict) else dict(enumerate(names))
     odd = [v for v in [*pairs, *ignore_ids] if not is_whole(v, 255)]
     if odd: raise mistake('names', odd[:5], 'mask values that are whole numbers from 0 to 255')
     both = sorted(set(pairs) & set(ignore_ids))
     if both: raise mistake('ignore_ids', both, 'values that have no name', 'Name them or ignore them.')
-    values = sorted(pairs)
-    return cls.from_dict(dict(names=[str(pairs[v]) for v in values], ids=[[int(v)] for v in values],
+    return cls.from_dict(dict(names=[str(pairs[v]) for v in sorted(pairs)], ids=[[int(v)] for v in sorted(pairs)],
                               ignore_ids=sorted({int(v) for v in ignore_ids})))
 
 # %% ../nbs/01_dataset.ipynb #277904e6

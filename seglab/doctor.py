@@ -19,15 +19,15 @@ import cv2, msgspec
 import numpy as np
 
 # %% ../nbs/lib/18_doctor.ipynb #8d459fb7
-from .files import (
-    UserError, ahead, as_text, cores, disk_errors, md, mistake, progress_bar, versions, write_json, write_text)
+from seglab.files import (
+    UserError, ahead, as_text, check_out, cores, disk_errors, md, mistake, progress_bar, versions, write_json,
+    write_text)
 from seglab.images import (
     BACKGROUND, BadImage, IGNORE, check_size, encode_image, image_header, read_image, read_mask, resize_image,
     resize_mask)
 from .coco import read_json_bytes
 from .names import find_photo
 from .masks import Prepared, overlay, prepare
-from .own import photo_size
 from .packed import open_packed
 from .metrics import baseline_iou
 from .groups import propose_groups
@@ -152,18 +152,20 @@ def _of_folders(images, masks, classes, size_hw, home, n_images, workers, show):
     sets = {s: SegDataset.from_folders(images, masks, classes, split=s) for s in ('train', 'val')}
     space, size = sets['train'].label_space, check_size(size_hw)
     first = int(space.names[0].lower() != 'background')                    # value 0 means background here
-    at = {stem: (s, i) for s, ds in sets.items() for i, stem in enumerate(ds.stems)}
+    at, own = {stem: (s, i) for s, ds in sets.items() for i, stem in enumerate(ds.stems)}, {}
     def pair(stem):
         photo, labels = sets[at[stem][0]].raw(at[stem][1])
+        own[stem] = labels.shape                                           # of a photo on its side, once it is upright
         mask = np.where(labels == IGNORE, IGNORE, labels + first).astype(np.uint8)
         return (resize_image(photo, size), resize_mask(mask, size)) if size else (photo, mask)
     stems = sorted(at)[:n_images]
-    file = {s: sets[at[s][0]].files[0][at[s][1]] for s in stems}
-    jobs = [dict(stem=s, split=at[s][0], group='', size_hw=tuple(photo_size(file[s]))) for s in stems]
+    jobs = [dict(stem=s, split=at[s][0], group='', size_hw=None) for s in stems]
+    shots = [s._replace(size_hw=own[s.stem]) for s in _measure(jobs, pair, workers, show)]
+    kinds = _kinds(sets[at[s][0]].files[0][at[s][1]] for s in stems)
     names = {i + first: n for i, n in enumerate(space.names) if i + first}
     counts = dict(images=dict(total=len(at), written=len(stems), failed=0))
-    return Facts(_measure(jobs, pair, workers, show), names, size, f'{images} --masks {masks}', counts, pair=pair,
-                 files=[images], options=dict(masks=masks, classes=classes), out=home, kinds=_kinds(file.values()))
+    return Facts(shots, names, size, f'{images} --masks {masks}', counts, pair=pair, files=[images],
+                 options=dict(masks=masks, classes=classes), out=home, kinds=kinds)
 
 # %% ../nbs/lib/18_doctor.ipynb #38170b8f
 def _of_files(files, roots, home, out, size_hw, n_images, workers, show, options):
@@ -242,7 +244,7 @@ _OURS = 'check.html', 'check.json', 'prepared', 'found', '.lock'
 
 def _own_folder(out):
     "Make the folder, or refuse one that holds something else."
-    if out.is_file(): raise mistake('out', str(out), 'a folder', 'Give another name.', 'a file')
+    check_out(out, '')
     if out.exists() and any(p.name not in _OURS for p in out.iterdir()):
         raise mistake('out', str(out), 'a new folder, or one that seglab check wrote', 'Give another name.',
                       'a folder with other things')

@@ -99,15 +99,19 @@ def md_table(
 # %% ../nbs/lib/10_files.ipynb #02224c68
 def check_out(
     out:str|os.PathLike, # a file or folder to write
-    mark:str=None,       # the file by which we know a folder as ours; None: any, and any file
+    mark:str=None,       # the file by which we know a folder as ours; '': any folder; None: any, and any file
 )->None: # raises `UserError`
-    "Refuse a place to write to that is a link to nothing, or a folder of somebody else's."
+    "Refuse a place to write to that is a link to nothing, no folder, or a folder of somebody else's."
     lost = os.path.islink(out) and not os.path.exists(out)
-    if lost or mark and os.path.lexists(out) and not os.path.isdir(out):
+    if lost or mark is not None and not os.path.isdir(_first_there(out)):
         raise mistake('out', as_text(out), 'a free name', 'Give another name.', 'a file, or a link to nothing')
     if mark and os.path.isdir(out) and mark not in (there := sorted(os.listdir(out))) and there:
         raise mistake('out', as_text(out), f'a new or empty folder, or one with our {mark}', 'Give a new folder.',
                       f'other things ({as_text(", ".join(there[:3]))}{", …" if len(there) > 3 else ""})')
+
+def _first_there(path):
+    "The path itself, or the first above it that exists."
+    return next(p for p in (Path(os.path.abspath(path)), *Path(os.path.abspath(path)).parents) if os.path.lexists(p))
 
 def _move(temp, path): check_out(path); os.replace(temp, path)
 
@@ -235,10 +239,7 @@ def _is_below(file, folder):
     try: return os.path.commonpath([file, folder]) in (file, folder)
     except ValueError: return False                                        # two drives
 
-def _may_write(folder):
-    "May we write into a folder, or into the nearest one above it that exists?"
-    folder = Path(os.path.abspath(folder))
-    return os.access(next(p for p in (folder, *folder.parents) if p.exists()), os.W_OK)
+def _may_write(folder): return os.access(_first_there(folder), os.W_OK)
 
 # %% ../nbs/lib/10_files.ipynb #924699d0
 def _oserror(kind, code, text):

@@ -87,10 +87,9 @@ class Segmenter(nn.Module):
         tile:int=None, # side in pixels: larger photos are predicted tile by tile, at their own scale; None: whole
     ):
         super().__init__()
-        named = isinstance(label_space, LabelSpace)
-        self.net, self.label_space = net, label_space if named else LabelSpace.from_names(list(label_space))
+        self.label_space = label_space if isinstance(label_space, LabelSpace) else LabelSpace.from_names(label_space)
         self.tile, self.size_hw = tile, (size_hw, size_hw) if is_whole(size_hw) else size_hw
-        self.mean, self.std = mean, std
+        self.net, self.mean, self.std = net, mean, std
         self.library, self.name, self.base_weights = library_of(net), name or type(net).__name__, base_weights
         _check_net(net, self.label_space.num_labels)
         if tile and size_hw:
@@ -111,6 +110,9 @@ class Segmenter(nn.Module):
 def _check_net(net, K):
     "Refuse a net that puts out other classes than are named, takes other channels than R, G, B, or gives no logits."
     out, channels = num_outputs(net), num_inputs(net)
+    empty = next((n for n, p in net.named_parameters() if nn.parameter.is_lazy(p) or p.is_meta), None)
+    if empty: raise mistake('net', type(net).__name__, 'weights that hold numbers', 'Call a lazy net on a photo once; '
+                            'load the weights of one on the meta device.', f'none in {empty}')
     if K == 1:
         raise mistake('label_space', 1, 'at least two classes', "Name the background too: ['background', 'cat'].",
                       'a single one, of which every pixel would be')
@@ -352,8 +354,7 @@ def save_pretrained(self:Segmenter,
     **card, # to model_card: data, license, title, …
 )->Path: # the folder
     "Write the net in its library's format, seglab.json and the model card."
-    folder = Path(folder)
-    check_out(folder, 'seglab.json')
+    check_out(folder := Path(folder), 'seglab.json')
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='.tmp-', dir=folder.parent) as part:
@@ -392,10 +393,9 @@ def from_any(cls:Segmenter,
     if isinstance(model, Segmenter): return model
     if isinstance(model, nn.Module):
         raise mistake('model', type(model).__name__, 'a Segmenter', 'Wrap the module: Segmenter(net, label_space).')
-    if not isinstance(model, (str, os.PathLike)) and hasattr(model, 'load'): return model.load()
-    if not isinstance(model, (str, os.PathLike)):
-        raise mistake('model', type(model).__name__, 'a Segmenter, a Run, a folder, or a name on the hub')
-    return cls.from_pretrained(model)
+    if isinstance(model, (str, os.PathLike)): return cls.from_pretrained(model)
+    if hasattr(model, 'load'): return model.load()
+    raise mistake('model', type(model).__name__, 'a Segmenter, a Run, a folder, or a name on the hub')
 
 # %% ../nbs/lib/20_model.ipynb #55102a8f
 @patch

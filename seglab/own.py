@@ -10,7 +10,7 @@ __all__ = ['CAMVID', 'PRESETS', 'is_background', 'is_whole', 'class_groups', 'pa
            'make_loader']
 
 # %% ../nbs/lib/19_own.ipynb #f2e4b3fe
-import os, random, warnings
+import os, random, unicodedata, warnings
 from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 # %% ../nbs/lib/19_own.ipynb #b2a3a360
 from .files import did_you_mean, hide_script, mistake, unique_names
 from .images import IGNORE, LabelError, image_orientation, read_image
-from .names import list_images, pair_files
+from .names import list_images, nfc, pair_files
 from .photos import COCO80, VOC20, split_of
 from .labels import (
     LabelReport, TruthCheck, own_random, scan_masks, strange_masks_error, suspicions, transform_fault, unlearnable)
@@ -66,8 +66,7 @@ def class_groups(
         raise mistake('classes', 'camvid', 'a choice of categories', 'Open its folders with SegDataset.from_folders.',
                       'a preset for folders of index masks')
     else: groups = _chosen(classes, names)
-    void = [[i] for i, n in names.items() if is_background(n)] + [ids for n, ids in groups.items() if is_background(n)]
-    void = set(sum(void, []))
+    void = {i for i, n in names.items() if is_background(n)}.union(*(v for n, v in groups.items() if is_background(n)))
     return {n: [i for i in ids if i not in void] for n, ids in groups.items() if not is_background(n)}, sorted(void)
 
 def _ids_by_name(pairs):
@@ -78,8 +77,7 @@ def _ids_by_name(pairs):
 
 def _kind(category):
     "The supercategory; a category without one is its own."
-    kind = category.get('supercategory')
-    return category['name'] if kind in (None, '', 'none') else kind
+    return category['name'] if (kind := category.get('supercategory')) in (None, '', 'none') else kind
 
 # %% ../nbs/lib/19_own.ipynb #39a583f5
 def _coco80(names):
@@ -136,12 +134,11 @@ def part_of(
             raise mistake('split', split, "'train', 'val', None, a list of names or a .txt file of them",
                           'For parts of your own, list their names.')
         return [s for s in stems if split_of(group_of(s, groups) or s, val) == split]
-    known, wanted = set(stems), [str(n).strip() for n in split if str(n).strip()]
+    known, wanted = {nfc(s): s for s in stems}, [nfc(str(n).strip()) for n in split if str(n).strip()]
     wanted = [n if n in known else Path(n).stem for n in wanted]
-    lost = [n for n in wanted if n not in known]
-    got = f'{len(lost)} that are not there, first {lost[:3]}'
-    if lost: raise mistake('split', wanted, 'names of photos in the folder', got=got)
-    return list(dict.fromkeys(wanted))
+    if lost := [n for n in wanted if n not in known]:
+        raise mistake('split', wanted, 'photos of the folder', got=f'{len(lost)} that are not there, first {lost[:3]}')
+    return [known[n] for n in dict.fromkeys(wanted)]
 
 def group_of(
     stem:str, # of a photo
@@ -149,9 +146,9 @@ def group_of(
 )->str: # the group as text; '' where it has none
     "The group of a photo."
     if groups is None: return ''
-    if not callable(groups) and stem not in groups:
-        raise mistake('groups', groups, 'a group for each photo', got=f'none for {stem!r}')
-    group = groups(stem) if callable(groups) else groups[stem]
+    known = [s for s in (stem, nfc(stem), unicodedata.normalize('NFD', stem)) if callable(groups) or s in groups]
+    if not known: raise mistake('groups', groups, 'a group for each photo', got=f'none for {stem!r}')
+    group = groups(stem) if callable(groups) else groups[known[0]]
     return '' if group is None else str(group)
 
 def known_groups(
@@ -171,9 +168,9 @@ def folder_stems(
     "The photos of a folder, or of a part of it, that have a mask."
     found, extra = list(list_images(images)), set(list_images(masks, suffix))
     if not found: raise mistake('images', str(images), 'a folder of photos', got='a folder without a photo')
-    lost = sorted(extra - set(found))
-    if lost: raise mistake('masks', str(masks), 'a photo for each mask', 'Add the photos or take the masks away.',
-                           f'{len(lost)} masks without one, first {lost[:3]}')
+    if lost := sorted(extra - set(found)):
+        raise mistake('masks', str(masks), 'a photo for each mask', 'Add the photos or take the masks away.',
+                      f'{len(lost)} masks without one, first {lost[:3]}')
     stems = part_of(found, **part)
     if not stems: raise mistake('split', part['split'], f'some of {len(found)} photos', 'Give another val=.', 'none')
     return stems
@@ -256,8 +253,7 @@ def read_color_mask(
     name = Path(path).name
     with Image.open(path) as im:
         if im.format in ('JPEG', 'MPO'):
-            got = 'a JPEG, which smears colours'
-            raise LabelError(str(mistake('mask', name, 'a PNG', 'Save masks as PNG.', got)), 'jpeg_mask')
+            raise LabelError(str(mistake('mask', name, 'a PNG', 'Save masks as PNG.', 'a lossy JPEG')), 'jpeg_mask')
         rgb = np.asarray(im.convert('RGB')).astype(np.int64)             # (H,W,3)
     code = (rgb[..., 0] << 16) + (rgb[..., 1] << 8) + rgb[..., 2]        # (H,W)
     at = np.searchsorted(table.keys, code).clip(max=len(table.keys) - 1)
@@ -306,7 +302,7 @@ def look_through(
 )->Parts: # of one base where nothing is wrapped
     "The data sets behind Subset, random_split and ConcatDataset, in any nesting."
     if _unchanged(ds, Subset):
-        inner, keep = look_through(ds.dataset), np.array([int(i) for i in ds.indices], np.int64)
+        inner, keep = look_through(ds.dataset), _indices(ds)
         return Parts(inner.bases, inner.which[keep], inner.at[keep])
     if _unchanged(ds, ConcatDataset):
         parts = [look_through(d) for d in ds.datasets]
@@ -314,6 +310,13 @@ def look_through(
         return Parts([b for p in parts for b in p.bases], np.concatenate([p.which + n for p, n in zip(parts, first)]),
                      np.concatenate([p.at for p in parts]))
     return Parts([ds], np.zeros(len(ds), np.int64), np.arange(len(ds)))
+
+def _indices(ds):
+    "The indices of a Subset, once it is sure that its data set has them."
+    n, at = len(ds.dataset), np.array([i.item() if hasattr(i, 'item') else i for i in ds.indices] or range(0))
+    odd = (at if at.dtype.kind not in 'iu' else at[(at < -n) | (at >= n)]).tolist()
+    if odd: raise mistake('indices', odd[0], f'whole numbers from {-n} to {n - 1}, for the Subset is of {n} samples')
+    return at.astype(np.int64)
 
 def _unchanged(ds, wrapper):
     "Is it this wrapper, with samples that are the wrapped ones? A subclass may change them."
@@ -345,7 +348,7 @@ def check_map_style(
         raise mistake('data', 'DataLoader', expected, 'Pass the data sets (loader.dataset) and batch_size=.')
     if isinstance(ds, str) or not hasattr(ds, '__getitem__') or not hasattr(ds, '__len__'):
         raise mistake('data', type(ds).__name__, expected, got='an object without a length and an index')
-    if not len(ds): raise mistake('data', type(ds).__name__, 'at least one photo in each part', got='none')
+    if not len(look_through(ds).at): raise mistake('data', type(ds).__name__, 'at least one photo', got='none')
 
 # %% ../nbs/lib/19_own.ipynb #f53926bf
 def as_sample(
@@ -506,8 +509,7 @@ def check_dataset(
     "Scan every mask once and probe the transforms; raises `LabelError` at anything that would break or spoil training."
     parts, scan = _scan(ds)
     space, stems, prepared = parts.label_space, parts.stems, all(b.prepared for b in parts.bases)
-    error = strange_masks_error(scan, space, lambda i: parts.ask(i, 'mask_values'), stems)
-    if error: raise error
+    if error := strange_masks_error(scan, space, lambda i: parts.ask(i, 'mask_values'), stems): raise error
     if trains is None: trains = not all(b.split in ('val', 'test') for b in parts.bases)
     fault = unlearnable(space, class_counts(ds), set() if prepared else set(np.flatnonzero(scan.total)), trains)
     if fault: raise LabelError(f"{parts.bases[0].path.name!r}, {len(ds)} masks: {fault[1]}", fault[0])

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 # %% ../nbs/lib/25_train.ipynb #554eb2f2
 from .files import (
-    as_text, cores, did_you_mean, jsonable, machine, mistake, only_me, versions, write_json)
+    as_text, cores, did_you_mean, jsonable, machine, mistake, only_me, read_json, versions, write_json)
 from .labels import own_random
 from .own import check_dataset, check_samples, class_weights, look_through
 from .dataset import ByEpoch, as_data
@@ -297,9 +297,20 @@ def _open_run(job, resume, about):
     if not config.get('finished'): drop_incomplete(path)
     changed = _changed(job, config)
     more = changed == ['epochs'] and job.settings.epochs > config['settings']['epochs'] and last_checkpoint(path)
+    if changed and not more: raise _other_run(job, config['settings'], changed)
+    _check_best(job, config)
     if more: _continue(job, config, about)
-    elif changed: raise _other_run(job, config['settings'], changed)
     return Run(path).config
+
+def _check_best(job, config):
+    "Refuse a run whose best weights were deleted: training on would not bring them back."
+    lost = [f for f in ('best_model.pth', 'scores.json', 'model.safetensors') if not (job.path/'best'/f).is_file()]
+    last, log, seen = last_checkpoint(job.path), job.path/'history.csv', []
+    if lost and config.get('finished'): seen = Run(job.path).history['eval_loss'] if log.is_file() else [0.]
+    elif lost and last: seen = [r.get(job.metric) for r in read_json(last/'trainer_state.json')['log_history']]
+    if np.isfinite(np.array(seen, float)).any():
+        raise mistake('out', str(job.path), 'a run with its best weights', 'Put it back, or start again with '
+                      'resume=False.', f'a run without best/{lost[0]}, which it had')
 
 def _other_run(job, old, changed):
     "The error for a folder with another run."

@@ -19,7 +19,7 @@ from .nets import (
 from .model import Segmenter
 
 # %% ../nbs/lib/21_zoo.ipynb #8faeffdf
-def _as_space(labels): return labels if isinstance(labels, LabelSpace) else LabelSpace.from_names(list(labels))
+def _as_space(labels): return labels if isinstance(labels, LabelSpace) else LabelSpace.from_names(labels)
 
 # %% ../nbs/lib/21_zoo.ipynb #c20b8b15
 def from_smp(

@@ -12,6 +12,7 @@ from seglab.files import UserError
 from seglab.images import IGNORE
 from seglab.metrics import renamed
 from seglab.model import Segmenter
+from seglab.sample import make_sample
 from seglab.zoo import from_smp
 
 NAMES = ['background', 'cat', 'dog', 'bird']
@@ -45,6 +46,23 @@ def made(ds, tmp_path_factory):
     return compare({'one': model(1), 'two/2': model(2)}, ds, out, batch_size=3), out
 
 def read(folder): return np.stack([cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in sorted(Path(folder).glob('*.png'))])
+
+@pytest.mark.parametrize('kind', ['out', 'truth_out'])
+def test_masks_that_cannot_be_written_are_one_sentence(ds, tmp_path, kind):
+    "Before any photo is looked at, by each of the three that write masks; nothing is made."
+    (tmp_path/'file').touch(); (tmp_path/'gone').symlink_to(tmp_path/'nothing')
+    for place in ('file', 'file/below', 'gone'):
+        for f in (lambda **kw: evaluate(model(1), ds, **kw), lambda **kw: evaluate_masks([], NAMES, **kw), lambda **kw: Evaluation(LABELS, **kw)):
+            with pytest.raises(UserError, match='out=.*expected a free name; got a file, or a link to nothing'): f(**{kind: tmp_path/place})
+    with pytest.raises(UserError, match='out=.*a link to nothing'): make_sample(tmp_path/'file'/'below', n=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'gone']
+
+def test_pairs_of_masks_are_one_sentence():
+    mask = np.zeros((4, 5), np.uint8)
+    said = r"expected \(stem, prediction, truth\) for each photo, masks as \(H,W\)"
+    for bad in ((mask, mask), np.stack([mask, mask]), np.stack([mask]*3), (mask, mask, 'a'), 'abc', None):
+        with pytest.raises(UserError, match=said): evaluate_masks([bad], ['a', 'b'])
+    assert len(evaluate_masks([('a', mask, mask), ['b', mask, mask]], ['a', 'b'])) == 2
 
 def test_numbers_equal_torchmetrics_and_numpy(made):
     from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex

@@ -1,5 +1,5 @@
 """The data set: label spaces, parts and folds, augmentation, batches, wrappers. Each test was seen failing with the fault in its name."""
-import itertools, json, os, subprocess, sys, warnings
+import itertools, json, os, subprocess, sys, unicodedata, warnings
 from pathlib import Path
 import albumentations as A
 import numpy as np, pytest, torch
@@ -301,6 +301,17 @@ def test_own_wrappers_pass_the_epoch_on(folder):
 def test_parts_with_other_classes_are_refused(folder):
     refused('one for all data sets', check_dataset, ConcatDataset([SegDataset(folder), SegDataset(folder, classes='things')]))
 
+@pytest.mark.parametrize('i', [9, -7, 1.5, 'a', True])
+def test_an_index_that_a_subset_cannot_have_is_one_sentence(tmp_path, i):
+    "In any nest, and before anything runs: evaluate, compare and fit begin with the same look."
+    ds = SegDataset.from_folders(*write(tmp_path, {str(k): half() for k in range(6)}), ['x', 'y'])
+    said = f'indices={i!r}: expected whole numbers from -6 to 5, for the Subset is of 6 samples'
+    bad = Subset(ds, [i])
+    for d in (bad, ConcatDataset([ds, bad]), Subset(ConcatDataset([bad, ds]), [0]), Subset(Base(0, 6), [i])):
+        for f in (as_data, check_samples): refused(said, f, d, 'val' if f is as_data else ds.label_space)
+    refused(said, as_data, (ds, bad)), refused(said, class_counts, bad)
+    assert len(look_through(Subset(ds, torch.tensor([5, -6]))).at) == 2 and look_through(Subset(ds, np.array([-1]))).at.tolist() == [5]
+
 def test_weights_come_from_the_classes_and_not_from_ignore():
     ds = Base(0, 2)
     ds.masks = np.array([[[0]*5 + [1] + [255]*94]], np.uint8)
@@ -325,6 +336,15 @@ def test_folders_split_by_group_by_list_and_by_file(tmp_path):
     refused("none for 'p0_0'", make, split='train', groups={})
     for f in folds(make(groups=patient), 4):
         assert not set(f.train.groups) & set(f.val.groups) and len(f.val) == 6 and len(f.train) == 18
+
+def test_photos_and_masks_whose_names_are_spelled_in_two_ways(tmp_path):
+    images, masks = write(tmp_path, {f'caf\u00e9{k}': half() for k in range(6)})
+    two = [unicodedata.normalize('NFD', p.name) for p in sorted(images.iterdir())]
+    for p, name in zip(sorted(images.iterdir()), two): p.rename(images/name)
+    groups = {Path(n).stem: f'g{i//3}' for i, n in enumerate(two)}
+    ds = SegDataset.from_folders(images, masks, ['x', 'y'], split=two[:4], groups=groups)
+    assert ds.stems == [f'caf\u00e9{k}' for k in range(4)] and ds.groups == ['g0']*3 + ['g1'] and ds[0]['labels'].sum() == 160
+    assert sum(len(SegDataset.from_folders(images, masks, ['x', 'y'], split=s, val=.5)) for s in ('train', 'val')) == 6
 
 def test_a_photo_without_a_group_is_alone(sample, tmp_path):
     prepare(*sample, tmp_path/'plain', size_hw=32, workers=1)

@@ -2,6 +2,8 @@
 import json, os, re, shlex
 from pathlib import Path
 import pytest
+from PIL import Image
+from support.data import write_masks
 from support.planted import PLANTED, REAL, VARIANTS, plant
 from seglab.cli import main
 from seglab.doctor import check
@@ -60,6 +62,18 @@ def test_the_command_to_train_carries_all_remedies(tmp_path):
     assert check(file, photos, crowd='paint', progress=False).command == (
         f'seglab prepare {file} {photos} data/processed --crowd paint --groups auto && '
         'seglab train data/processed runs/unet --model unet')
+
+def test_a_photo_on_its_side_is_reported_as_it_stands(tmp_path):
+    "Masks are upright; every other photo is stored on its side with a note, as `SegDataset` turns it."
+    images, masks = write_masks(tmp_path, n=24, size_hw=(96, 32))
+    for k, p in enumerate(sorted(images.iterdir())[::2]):
+        exif = Image.Exif(); exif[274] = (6, 8)[k % 2]
+        with Image.open(p) as im: lying = im.transpose((Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)[k % 2])
+        lying.save(p, exif=exif)
+    found = check(images, masks=masks, classes=['a', 'b', 'c'], out=tmp_path/'out', progress=False)
+    assert {s.size_hw for s in found.facts.shots} == {(96, 32)} and 'mixed_shapes' not in names(found)
+    page = (tmp_path/'out/check.html').read_text()
+    assert '96' in page and 'turned by EXIF' in page
 
 def test_packed_and_one_sided_folders_are_checked(tmp_path):
     from seglab.masks import prepare

@@ -255,3 +255,13 @@ def test_whose_folder_it_is(tmp_path):
         with pytest.raises(UserError, match='out='): files.check_out(out, 'mark.json')
     (tmp_path/'mark.json').touch()
     files.check_out(tmp_path, 'mark.json')
+
+
+@pytest.mark.parametrize('mark', ['', 'mark.json'])
+def test_a_folder_cannot_be_made_there(tmp_path, mark):
+    "A file, a path below one, a link to nothing or below it; other folders will do, and nothing is made."
+    (tmp_path/'file').touch(); (tmp_path/'gone').symlink_to(tmp_path/'nothing'); (tmp_path/'full').mkdir(); (tmp_path/'full'/'x').touch()
+    for out in ('file', 'file/a/b', 'gone', 'gone/a'):
+        with pytest.raises(UserError, match='out=.*expected a free name; got a file, or a link to nothing. Give'): files.check_out(tmp_path/out, mark)
+    for out in ('new', 'new/a', 'full/new', *['full']*(mark == '')): files.check_out(tmp_path/out, mark)
+    assert sorted(p.name for p in tmp_path.rglob('*')) == ['file', 'full', 'gone', 'x']

@@ -363,3 +363,18 @@ def test_a_folder_of_somebody_else_is_left_alone(there, tmp_path):
     before = {p: p.lstat().st_mtime_ns for p in tmp_path.rglob('*')}
     with pytest.raises(UserError, match='out='): s.save_pretrained(out)
     assert before == {p: p.lstat().st_mtime_ns for p in tmp_path.rglob('*')}
+
+
+@pytest.mark.parametrize('make', [lambda: Segmenter(nn.Conv2d(3, 3, 1), 3), lambda: from_smp('unet', 3, encoder_weights=None), lambda: from_transformers('segformer', None, None)])
+def test_a_number_of_classes_is_no_list_of_names(make):
+    with pytest.raises(UserError, match='names=(3|None): expected a list of class names. Name each class.'): make()
+
+
+def test_a_net_without_numbers_is_one_sentence():
+    "Lazy modules that saw no photo yet, and nets on the meta device; once they have numbers, they are nets as any."
+    lazy, meta = nn.Sequential(nn.LazyConv2d(3, 1)), nn.Conv2d(3, 3, 1, device='meta')
+    for net, first in ((lazy, '0.weight'), (meta, 'weight')):
+        with pytest.raises(UserError, match=f'net=.*: expected weights that hold numbers; got none in {first}'): Segmenter(net, NAMES[:3])
+    lazy(torch.zeros(1, 3, 4, 4))
+    assert Segmenter(lazy, NAMES[:3])(torch.zeros(1, 3, 4, 4)).shape == (1, 3, 4, 4)
+    assert Segmenter(nn.Conv2d(3, 2, 1), {4: 'a', 7: 'b'}).label_space.ids == [[4], [7]]

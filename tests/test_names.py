@@ -197,6 +197,18 @@ def test_stems(tmp_path):
 
 
 @posix
+def test_names_in_two_spellings(tmp_path):
+    "Photos, masks, their suffix, lists and groups: one letter may be one code point or two, on either side."
+    one, two = 'caf\u00e9', 'cafe\u0301'
+    root = write_photos(tmp_path, [f'i/{two}.png', f'm/{one}_m\u00e4sk.png', f'twins/{one}.png', f'twins/{two}.png', f'kinds/{one}.png', f'kinds/{two}.jpg'])
+    if len(os.listdir(root/'twins')) < 2: pytest.skip('one file on this disk')
+    assert list(list_images(root/'i')) == list(list_images(root/'m', '_ma\u0308sk')) == [one]
+    for stem in (one, two): assert [Path(p).name for side in pair_files([stem], root/'i', root/'m', '_m\u00e4sk') for p in side] == [f'{two}.png', f'{one}_m\u00e4sk.png']
+    with pytest.raises(UserError, match=f'expected one file for each stem; got {two}.png twice, in other code points. Keep one'): list_images(root/'twins')
+    with pytest.raises(UserError, match=f'got {two}.jpg and {one}.png. Keep one|got {one}.png and {two}.jpg. Keep one'): list_images(root/'kinds')
+
+
+@posix
 def test_two_files_that_differ_in_the_endings_case(tmp_path):
     root = write_photos(tmp_path, ['a.png', 'a.PNG'])
     if len(os.listdir(root)) < 2: pytest.skip('one file on this disk')

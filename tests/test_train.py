@@ -1,5 +1,5 @@
 "`fit`: what is the same run and what is another, every argument used or refused, optimisers, callbacks, other people's nets."
-import math, os, subprocess, sys
+import math, os, shutil, subprocess, sys
 from pathlib import Path
 import pytest, torch
 import torch.nn.functional as F
@@ -53,6 +53,22 @@ def test_a_finished_run_says_so(run, capsys):
     assert 'is finished, nothing was trained' in capsys.readouterr().out and again.scores == run.scores
     assert files == {p: p.stat().st_mtime_ns for p in run.path.rglob('*') if p.is_file() and p.name != '.lock'}
     with pytest.raises(UserError, match='give more epochs='): go(run.path, model=run.load())
+
+
+@pytest.mark.parametrize('lost, unfinished, epochs', [('', False, 1), ('scores.json', True, 1), ('model.safetensors', False, 2)])
+def test_a_run_that_lost_its_best_weights_says_so(run, tmp_path, lost, unfinished, epochs):
+    "Finished, killed after an evaluation, or given more epochs: nothing would bring them back."
+    shutil.copytree(run.path, tmp_path/'r')
+    gone = tmp_path/'r'/'best'/lost
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    if unfinished: write_json(tmp_path/'r/config.json', run.config | dict(finished=None))
+    with pytest.raises(UserError, match='expected a run with its best weights; got') as e: go(tmp_path/'r', epochs=epochs)
+    one_sentence(str(e.value))
+    assert str(e.value).endswith(f"a run without best/{lost or 'best_model.pth'}, which it had. Put it back, or start again with resume=False.")
+
+
+def test_a_run_that_was_never_validated_has_no_best_weights_to_lose(tmp_path):
+    for _ in range(2): assert not (go(tmp_path/'r', eval_strategy='no').path/'best').exists()
 
 
 def test_more_epochs_continue(tmp_path, capsys):
