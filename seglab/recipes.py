@@ -54,7 +54,7 @@ class Recipe:
     def __str__(self):
         lr = ', '.join(f'{k} {v:g}' for k, v in self.lr.items()) if isinstance(self.lr, dict) else f'{self.lr:g}'
         steps = f'{self.batch_size} photos' + (f' × {self.accumulate}' if self.accumulate > 1 else '')
-        passes = f"{self.epochs:g} epoch{'s'*(self.epochs != 1)}"
+        passes = f"{self.epochs:g} epoch{'' if self.epochs == 1 else 's'}"
         line = f'{self.name}: {passes}, {steps} a step, {self.loss}, lr {lr}, {self.schedule}'
         return '\n'.join([line, *(f'  {w}' for w in self.why.values())])
 
