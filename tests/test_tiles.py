@@ -189,6 +189,8 @@ def test_a_model_with_a_tile_trains_on_pieces(large, tmp_path):
     with pytest.raises(UserError, match=r'tile=64: expected None next to size_hw=32'): load_data(large, size_hw=32, tile=64)
     data = load_data(large, 'things', tile=64)
     assert {tuple(d[i]['labels'].shape) for d in data for i in range(len(d))} == {(64, 64)}
+    image, labels = data.val.raw(0)
+    assert np.array_equal(data.val[0]['labels'], valid_tfms(64, 'native')(image=image, mask=labels)['mask'])   # nothing is resized
     def train(data): return fit(Segmenter(nn.Conv2d(3, 2, 1), data.label_space, tile=64), large, epochs=1, out=tmp_path/'run', progress=False, pictures=0, workers=0)
     torch.manual_seed(0)
     run = train(data)
